@@ -1,0 +1,161 @@
+/**
+ * What the incremental readers give out. A reader is fed bytes and returns events; it does no I/O, keeps no page data
+ * and never asks for bytes beyond the piece it is reading, so that a source shared with another process is read
+ * exactly.
+ *
+ * Loop of every consumer:
+ *
+ *     for (;;) {
+ *       const bytes = source.take(reader.want);
+ *       if (bytes === undefined) { if (await source.wait(reader.want)) continue; reader.end(); break; }
+ *       const event = reader.feed(bytes);
+ *       if (event !== undefined) …handle it, synchronously or with await…
+ *     }
+ */
+
+/** libxc image header (IHDR), decoded. */
+export interface ImageHeader {
+  readonly version: number;
+  /** Bit 0: big-endian. */
+  readonly options: number;
+}
+
+/** libxc domain header (DHDR), decoded. */
+export interface DomainHeader {
+  /** 1 x86 PV, 2 x86 HVM. */
+  readonly type: number;
+  readonly pageShift: number;
+  /** 0 if converted from a legacy stream. */
+  readonly xenMajor: number;
+  readonly xenMinor: number;
+}
+
+/** libxl stream header, decoded. */
+export interface LibxlHeader {
+  readonly version: number;
+  /** Bit 0: big-endian; bit 1: converted from a legacy stream. */
+  readonly options: number;
+}
+
+/** xl save header, decoded. */
+export interface XlHeader {
+  /** 1: config is JSON; 2: the stream is v2. */
+  readonly mandatoryFlags: number;
+  readonly optionalFlags: number;
+  /** All optional data, as it stands in the file (config length, config, what follows). */
+  readonly optionalData: Uint8Array;
+  /** The configuration's text without its NUL; undefined if there is none. */
+  readonly config: string | undefined;
+}
+
+/** Which format a piece belongs to. */
+export type Layer = 'xl' | 'libxl' | 'libxc';
+
+interface Piece {
+  readonly layer: Layer;
+  /** Offset of the header or record from the start of the stream. */
+  readonly offset: number;
+}
+
+export interface XlHeaderEvent extends Piece {
+  readonly kind: 'xl-header';
+  readonly layer: 'xl';
+  readonly header: XlHeader;
+  /** The header's bytes as they came (48 + n). */
+  readonly raw: Uint8Array;
+}
+
+export interface LibxlHeaderEvent extends Piece {
+  readonly kind: 'libxl-header';
+  readonly layer: 'libxl';
+  readonly header: LibxlHeader;
+  readonly raw: Uint8Array;
+}
+
+export interface ImageHeaderEvent extends Piece {
+  readonly kind: 'image-header';
+  readonly layer: 'libxc';
+  readonly header: ImageHeader;
+  readonly raw: Uint8Array;
+}
+
+export interface DomainHeaderEvent extends Piece {
+  readonly kind: 'domain-header';
+  readonly layer: 'libxc';
+  readonly header: DomainHeader;
+  readonly raw: Uint8Array;
+}
+
+/** A whole record other than PAGE_DATA, after its padding. */
+export interface RecordEvent extends Piece {
+  readonly kind: 'record';
+  readonly layer: 'libxl' | 'libxc';
+  readonly type: number;
+  /** Name, or `unknown (0x…)`. */
+  readonly name: string;
+  /** The body, without padding. Owned by the receiver of the event. */
+  readonly body: Uint8Array;
+  /** Padding bytes as they came: a view of 0…7 bytes. Not looked at by the reader. */
+  readonly padding: Uint8Array;
+}
+
+/**
+ * A PAGE_DATA record up to and including its pfn array. Its page contents follow as `page-bytes` events and then one
+ * `page-data-end`, also if there are none. The arrays are reused by the next PAGE_DATA record: borrowed until then.
+ */
+export interface PageDataEvent extends Piece {
+  readonly kind: 'page-data';
+  readonly layer: 'libxc';
+  /** Body length as the record header says. */
+  readonly length: number;
+  readonly count: number;
+  /** pfns, bits 51–0 of each entry; the first `count` are valid. */
+  readonly pfns: Float64Array;
+  /** Type nibbles, bits 63–60; the first `count` are valid. */
+  readonly types: Uint8Array;
+  /** Entries whose type carries data. */
+  readonly dataPages: number;
+  /** First entry with bits 59–52 not zero, or −1. */
+  readonly reservedBitsAt: number;
+  /** The reserved word of the record's header. */
+  readonly reserved: number;
+}
+
+/** A piece of a PAGE_DATA record's page contents: any length, page boundaries anywhere in it. */
+export interface PageBytesEvent extends Piece {
+  readonly kind: 'page-bytes';
+  readonly layer: 'libxc';
+  /** Bytes of page contents of this record before this piece. */
+  readonly at: number;
+  /** A view of what was fed: valid until the next `feed`. */
+  readonly bytes: Uint8Array;
+}
+
+export interface PageDataEndEvent extends Piece {
+  readonly kind: 'page-data-end';
+  readonly layer: 'libxc';
+}
+
+export type StreamEvent =
+  | XlHeaderEvent
+  | LibxlHeaderEvent
+  | ImageHeaderEvent
+  | DomainHeaderEvent
+  | RecordEvent
+  | PageDataEvent
+  | PageBytesEvent
+  | PageDataEndEvent;
+
+/** The incremental readers' common form. */
+export interface IncrementalReader {
+  /** Most bytes that `feed` can take now; ≥ 1 until `done`, then 0. */
+  readonly want: number;
+  /** Offset from the start of the stream of the next byte. */
+  readonly position: number;
+  /** True once the format's last byte has been fed. */
+  readonly done: boolean;
+  /** Feeds 1…want bytes. Throws StreamFormatError; then the reader is dead. */
+  feed(bytes: Uint8Array): StreamEvent | undefined;
+  /** Says that no bytes will follow. Throws StreamFormatError (ERR_XEN_STREAM_TRUNCATED) unless `done`. */
+  end(): void;
+}

@@ -1,0 +1,36 @@
+/** The two ends of a byte stream, as the algorithms see them. Adapters: file, socket, any Duplex, memory. */
+
+/** Where a stream comes from. One reader at a time. */
+export interface ByteSource {
+  /**
+   * Bytes that are here now: 1…max of them as a view, or undefined when none is at hand (then `wait`). Synchronous, so
+   * that a record inside a chunk costs no promise. The view is valid until the next call of `take` or `wait`.
+   */
+  take(max: number): Uint8Array | undefined;
+  /**
+   * Waits until `take` can give something. Resolves to false at the end of the stream. `want` is how many bytes the
+   * caller can use (≥ 1): a source that may not read ahead reads at most that many.
+   * Rejects with TransportError, or with the signal's reason as CancelledError.
+   */
+  wait(want: number, signal?: AbortSignal): Promise<boolean>;
+  /** Bytes given out so far. */
+  readonly position: number;
+  /** Releases the source. Bytes not taken are lost. Idempotent. */
+  close(): Promise<void>;
+}
+
+/** Where a stream goes. One writer at a time. */
+export interface ByteSink {
+  /**
+   * Writes all bytes of the views, in order. Resolves once the memory behind the views may change again. The views may
+   * lie in shared memory. A second write may be started before the first resolved; order is kept.
+   * Rejects with TransportError; after `abort`, with its reason.
+   */
+  write(views: readonly Uint8Array[]): Promise<void>;
+  /** Bytes accepted so far (their writes resolved). */
+  readonly bytesWritten: number;
+  /** All bytes on their way, nothing more comes; what that does to the file or socket is the adapter's. */
+  end(): Promise<void>;
+  /** Stops at once: pending writes reject with `reason`. Idempotent. */
+  abort(reason: unknown): void;
+}
