@@ -109,7 +109,11 @@ export class HypercallError extends XenMigrationError {
 /** The peer of a migration vanished, refused, or spoke something else than the protocol. */
 export class PeerError extends XenMigrationError {
   override readonly name = 'PeerError';
-  constructor(code: 'ERR_XEN_PEER_LOST' | 'ERR_XEN_PEER_REFUSED' | 'ERR_XEN_PEER_PROTOCOL', message: string, facts: ErrorFacts = {}) {
+  constructor(
+    code: 'ERR_XEN_PEER_LOST' | 'ERR_XEN_PEER_REFUSED' | 'ERR_XEN_PEER_PROTOCOL',
+    message: string,
+    facts: ErrorFacts = {},
+  ) {
     super(code, message, facts);
   }
 }
@@ -157,7 +161,6 @@ export type AddonErrorCode =
 export class AddonError extends XenMigrationError {
   override readonly name = 'AddonError';
   declare readonly code: AddonErrorCode;
-  // eslint-disable-next-line @typescript-eslint/no-useless-constructor -- narrows the code's type
   constructor(code: AddonErrorCode, message: string, facts: ErrorFacts = {}) {
     super(code, message, facts);
   }

@@ -145,7 +145,12 @@ export interface Domain {
    * `pages` bits and is overwritten. `final` (LOGDIRTY_FINAL): mark also pages that Xen keeps mapped writable; only
    * when the guest is suspended.
    */
-  logDirty(op: 'clean' | 'peek', bitmap: Uint32Array, pages: number, final?: boolean): Promise<LogDirtyResult>;
+  logDirty(
+    op: 'clean' | 'peek',
+    bitmap: Uint32Array,
+    pages: number,
+    final?: boolean,
+  ): Promise<LogDirtyResult>;
 
   tscInfo(): Promise<TscInfo>;
   setTscInfo(info: TscInfo): Promise<void>;

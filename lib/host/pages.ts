@@ -31,7 +31,7 @@ export function runLength(mapping: PageMapping, i: number, end = mapping.count):
  */
 export function gatherRuns(mapping: PageMapping, from: number, to: number, views: Uint8Array[]): boolean {
   const before = views.length;
-  for (let i = from; i < to; ) {
+  for (let i = from; i < to;) {
     if (views.length - before === MAX_RUNS) {
       views.length = before;
       return false;
@@ -55,8 +55,14 @@ export function copyPageOut(mapping: PageMapping, i: number, words: Uint32Array,
 }
 
 /** Copies pages `from`…`to`−1, one after the other, into `words` from word `at` on. */
-export function copyOut(mapping: PageMapping, from: number, to: number, words: Uint32Array, at: number): void {
-  for (let i = from; i < to; ) {
+export function copyOut(
+  mapping: PageMapping,
+  from: number,
+  to: number,
+  words: Uint32Array,
+  at: number,
+): void {
+  for (let i = from; i < to;) {
     const n = runLength(mapping, i, to);
     if (n === 1) copyPageOut(mapping, i, words, at);
     else {
@@ -79,7 +85,14 @@ export function copyIn(mapping: PageMapping, at: number, bytes: Uint8Array): voi
     const i = Math.floor((at + done) / PAGE_SIZE);
     const within = (at + done) % PAGE_SIZE;
     const region = mapping.regions[mapping.regionOf[i] as number] as Uint8Array;
-    const room = runLength(mapping, i, Math.min(mapping.count, i + Math.ceil((within + bytes.length - done) / PAGE_SIZE))) * PAGE_SIZE - within;
+    const room =
+      runLength(
+        mapping,
+        i,
+        Math.min(mapping.count, i + Math.ceil((within + bytes.length - done) / PAGE_SIZE)),
+      ) *
+        PAGE_SIZE -
+      within;
     const n = Math.min(room, bytes.length - done);
     const piece = n === bytes.length ? bytes : bytes.subarray(done, done + n);
     region.set(piece, (mapping.offsetOf[i] as number) + within);

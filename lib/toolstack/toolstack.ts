@@ -69,7 +69,10 @@ export interface Toolstack {
   staticDataDone(domid: number, missing: MissingStaticData): Promise<void>;
 
   /** Called when memory and state are in place, with the frames of the xenstore and console rings. */
-  finishRestore(domid: number, rings: { readonly storeGfn: number; readonly consoleGfn: number }): Promise<void>;
+  finishRestore(
+    domid: number,
+    rings: { readonly storeGfn: number; readonly consoleGfn: number },
+  ): Promise<void>;
 
   /** Removes one pause of the toolstack; the domain runs when none is left. */
   unpause(domid: number): Promise<void>;
