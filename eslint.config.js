@@ -8,7 +8,7 @@ const nodeGlobals = Object.fromEntries(
 );
 
 export default defineConfig(
-  globalIgnores(['build/', 'dist/', 'coverage/', 'docs/api/', 'test/golden/']),
+  globalIgnores(['build/', 'build-asan/', 'dist/', 'coverage/', 'docs/api/', 'test/golden/']),
   { linterOptions: { reportUnusedDisableDirectives: 'error' } },
   js.configs.recommended,
   {

@@ -1,0 +1,42 @@
+{
+  "variables": {
+    "variables": {
+      "xen_modules": "xencontrol xenforeignmemory xenevtchn xengnttab xenstore xentoollog"
+    },
+    "xen_modules": "<(xen_modules)",
+    "have_xen%": "<!(pkg-config --exists <(xen_modules) 2>/dev/null && echo 1 || echo 0)"
+  },
+  "targets": [
+    {
+      "target_name": "xen_migration",
+      "sources": [
+        "native/addon.cc",
+        "native/error.cc",
+        "native/probe.cc",
+        "native/region.cc"
+      ],
+      "include_dirs": [
+        "<!(node -p \"require('node-addon-api').include_dir\")"
+      ],
+      "defines": [
+        "NAPI_VERSION=8",
+        "NAPI_CPP_EXCEPTIONS",
+        "XM_HAVE_XEN=<(have_xen)"
+      ],
+      "cflags_cc": ["-fexceptions", "-fvisibility=hidden", "-Wall", "-Wextra"],
+      "cflags_cc!": ["-fno-exceptions"],
+      "ldflags": ["-Wl,-z,now"],
+      "conditions": [
+        ["have_xen==1", {
+          "sources": ["native/hypervisor.cc"],
+          "defines": ["XM_XEN_VERSION=<!(pkg-config --modversion xencontrol)"],
+          "cflags_cc": ["<!@(pkg-config --cflags <(xen_modules))"],
+          "libraries": ["<!@(pkg-config --libs <(xen_modules))"]
+        }],
+        ["OS!='linux'", {
+          "type": "none"
+        }]
+      ]
+    }
+  ]
+}

@@ -1,0 +1,179 @@
+/**
+ * The native addon: its whole surface as types, and the loader.
+ *
+ * The library works without it; only what needs a hypercall or a mapped frame loads it, on first use. Not being able
+ * to is an AddonError whose code tells the three cases apart (not built, built without Xen, a library missing now)
+ * and whose message names the cure.
+ */
+import bindings from 'bindings';
+import { fileURLToPath } from 'node:url';
+import { AddonError } from '../../errors.js';
+
+/** What the addon was built from. */
+export interface AddonBuild {
+  readonly haveXen: boolean;
+  /** Release of the Xen libraries at build time, for instance `4.17.0`; null without Xen. */
+  readonly xenVersion: string | null;
+  /** Node-API version that it was built for. */
+  readonly napiVersion: number;
+}
+
+/** The running hypervisor, as XENVER_version and XENVER_extraversion tell it. */
+export interface HypervisorVersion {
+  readonly major: number;
+  readonly minor: number;
+  /** What follows `major.minor`, for instance `.4`. */
+  readonly extra: string;
+}
+
+/**
+ * Mapped pages of 4096 bytes. Not to be released under a reader's feet: hold it through a `LeasedMap`.
+ */
+export interface NativePageMap {
+  /** The one ArrayBuffer over the pages. Throws after `release()`. */
+  buffer(): ArrayBuffer;
+  /** Drops the pages now: views have length 0 from here on, and whatever else still points there sees zeros. Idempotent. */
+  release(): void;
+  /** False once released. */
+  readonly live: boolean;
+  readonly byteLength: number;
+}
+
+/** The addon's exports. Errors are Node-like: `code`, positive `errno`, `syscall`; bad arguments are TypeError or RangeError. */
+export interface NativeAddon {
+  readonly build: AddonBuild;
+  /** Zeroed anonymous pages, 1 to 2^20 of them. */
+  readonly PageMap: new (pages: number) => NativePageMap;
+  /** Regions whose addresses are still reserved and bytes whose pages are still held, in this thread's environment. */
+  mapped(): { readonly regions: number; readonly bytes: number };
+  /** Asks the running Xen. Absent from an addon that was built without Xen. */
+  readonly hypervisor?: () => HypervisorVersion;
+}
+
+const ADDON = 'xen_migration';
+
+/** Root of the package, from lib/host/xen/ and dist/host/xen/ alike. */
+const PACKAGE_ROOT = fileURLToPath(new URL('../../..', import.meta.url));
+
+const REBUILD =
+  'run `npm rebuild xen-migration` (npm 12 and later: `npm install-scripts approve xen-migration` before it)';
+
+const loaded = new Map<string, NativeAddon>();
+
+/**
+ * Loads the addon, once.
+ *
+ * @param root folder that holds `build/`; another one than the package's is of use only to tests.
+ * @throws AddonError `ERR_XEN_ADDON_MISSING` or `ERR_XEN_ADDON_LIBRARY`.
+ */
+export function loadAddon(root: string = PACKAGE_ROOT): NativeAddon {
+  let addon = loaded.get(root);
+  if (addon === undefined) {
+    addon = load(root);
+    loaded.set(root, addon);
+  }
+  return addon;
+}
+
+/**
+ * Loads the addon and makes sure that it can speak to a hypervisor.
+ *
+ * @throws AddonError as `loadAddon`, or `ERR_XEN_ADDON_NO_XEN`, `ERR_XEN_NO_PRIVCMD`, `ERR_XEN_PERMISSION`.
+ */
+export function loadAddonWithXen(root?: string): { addon: NativeAddon; hypervisor: HypervisorVersion } {
+  const addon = loadAddon(root);
+  if (addon.hypervisor === undefined) {
+    throw new AddonError(
+      'ERR_XEN_ADDON_NO_XEN',
+      `the native addon was built without Xen: install Xen's development files (Debian: libxen-dev), then ${REBUILD}`,
+    );
+  }
+  try {
+    return { addon, hypervisor: addon.hypervisor() };
+  } catch (cause) {
+    throw noHypervisor(cause);
+  }
+}
+
+/** What `probeXen` found. */
+export interface XenProbe {
+  /** Absent if the addon cannot be loaded. */
+  readonly build?: AddonBuild;
+  /** Absent if there is no Xen to speak to. */
+  readonly hypervisor?: HypervisorVersion;
+  /** Why one of the two is absent. */
+  readonly problem?: AddonError;
+}
+
+/** Tells what of Xen can be used here. Never throws: for health checks, and to choose between Xen and the simulator. */
+export function probeXen(root?: string): XenProbe {
+  let build: AddonBuild | undefined;
+  try {
+    build = loadAddon(root).build;
+    return { build, hypervisor: loadAddonWithXen(root).hypervisor };
+  } catch (problem) {
+    if (!(problem instanceof AddonError)) throw problem;
+    return build === undefined ? { problem } : { build, problem };
+  }
+}
+
+function load(root: string): NativeAddon {
+  try {
+    return bindings({
+      bindings: ADDON,
+      // Without these two, `bindings` guesses the root from the stack and prefers a forgotten debug build.
+      module_root: root,
+      try: [
+        ['module_root', 'build', 'Release', 'bindings'],
+        ['module_root', 'build', 'Debug', 'bindings'],
+      ],
+    }) as NativeAddon;
+  } catch (cause) {
+    throw notLoaded(cause);
+  }
+}
+
+/** `bindings` reports a missing file in its own words, and passes on what dlopen said about one that is there. */
+function notLoaded(cause: unknown): AddonError {
+  const { code, message } = facts(cause);
+  if (code !== 'ERR_DLOPEN_FAILED') {
+    return new AddonError('ERR_XEN_ADDON_MISSING', `the native addon is not built: ${REBUILD}`, { cause });
+  }
+  const library = /^(?:.*: )?(\S+\.so[.\d]*): cannot open shared object file/.exec(message)?.[1];
+  if (library !== undefined) {
+    return new AddonError(
+      'ERR_XEN_ADDON_LIBRARY',
+      `the native addon needs ${library}, which is not on this machine: install the package that holds it, or, ` +
+        `if Xen has been upgraded since the addon was built, ${REBUILD}`,
+      { cause },
+    );
+  }
+  return new AddonError(
+    'ERR_XEN_ADDON_LIBRARY',
+    `the native addon does not fit this machine's libraries (${message}): ${REBUILD}`,
+    { cause },
+  );
+}
+
+function noHypervisor(cause: unknown): AddonError {
+  const { code, message } = facts(cause);
+  if (code === 'EACCES' || code === 'EPERM') {
+    return new AddonError(
+      'ERR_XEN_PERMISSION',
+      `no permission to use /dev/xen/privcmd: run as root (${message})`,
+      {
+        cause,
+      },
+    );
+  }
+  return new AddonError(
+    'ERR_XEN_NO_PRIVCMD',
+    `no Xen to speak to: this system does not run as a Xen control domain (${message})`,
+    { cause },
+  );
+}
+
+function facts(error: unknown): { code: unknown; message: string } {
+  if (!(error instanceof Error)) return { code: undefined, message: String(error) };
+  return { code: 'code' in error ? error.code : undefined, message: error.message };
+}

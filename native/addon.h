@@ -1,0 +1,25 @@
+#pragma once
+
+#include <napi.h>
+
+#include <memory>
+
+#include "region.h"
+
+namespace xm {
+
+/** What belongs to one environment (the main thread, or one worker). Nothing of the addon is static. */
+class Addon : public Napi::Addon<Addon> {
+ public:
+  Addon(Napi::Env env, Napi::Object exports);
+
+  /** Shared, because a region can outlive the environment's instance data during teardown. */
+  const std::shared_ptr<MappedTotals>& mapped() const { return mapped_; }
+
+ private:
+  Napi::Value Mapped(const Napi::CallbackInfo& info);
+
+  std::shared_ptr<MappedTotals> mapped_ = std::make_shared<MappedTotals>();
+};
+
+}  // namespace xm
