@@ -110,7 +110,7 @@ export class HypercallError extends XenMigrationError {
 export class PeerError extends XenMigrationError {
   override readonly name = 'PeerError';
   constructor(
-    code: 'ERR_XEN_PEER_LOST' | 'ERR_XEN_PEER_REFUSED' | 'ERR_XEN_PEER_PROTOCOL',
+    code: 'ERR_XEN_PEER_LOST' | 'ERR_XEN_PEER_REFUSED' | 'ERR_XEN_PEER_PROTOCOL' | 'ERR_XEN_HANDOVER_UNKNOWN',
     message: string,
     facts: ErrorFacts = {},
   ) {
