@@ -1,0 +1,71 @@
+/**
+ * `npm run check`: sets up, builds everything, and looks at it from all sides. The tests come last, so that their
+ * summary is what stands at the end. `npm run check -- --fresh` repeats also what has not changed.
+ */
+import { cleanEnvironment, hasProgram, heading, openly, quietly, say, stamped, StepFailed } from './steps.js';
+import { addon, checkNode, library, main, npmPackages, systemPackages } from './setup.js';
+
+const fresh = process.argv.includes('--fresh');
+
+/** Everything that lint, types and docs are made from. */
+const sources = [
+  'lib',
+  'test',
+  'scripts',
+  'bench',
+  'native',
+  'eslint.config.js',
+  'vitest.config.ts',
+  'typedoc.json',
+  'tsconfig.json',
+  'tsconfig.build.json',
+  'package.json',
+  'package-lock.json',
+  '.prettierrc.json',
+  '.prettierignore',
+  '.clang-format',
+  'README.md',
+];
+
+/**
+ * @param {string} name
+ * @param {string} title
+ * @param {string[][]} commands
+ */
+async function step(name, title, commands) {
+  heading(title);
+  await stamped(
+    name,
+    { inputs: sources, facts: commands },
+    async () => {
+      for (const [index, command] of commands.entries()) await quietly(`${name}-${index + 1}`, command);
+    },
+    fresh,
+  );
+}
+
+await main(async () => {
+  checkNode();
+  await systemPackages();
+  await npmPackages();
+  await library({ fresh });
+  await addon({ fresh });
+  const clangFormat = ['clang-format-19', 'clang-format'].find(hasProgram);
+  await step('lint', `lint (eslint, prettier${clangFormat === undefined ? '' : ', clang-format'})`, [
+    ['npm', 'run', 'lint'],
+    ...(clangFormat === undefined
+      ? []
+      : [['sh', '-c', `${clangFormat} --dry-run --Werror native/*.cc native/*.h`]]),
+  ]);
+  await step('types', 'types (tsc)', [['npm', 'run', 'typecheck']]);
+  await step('docs', 'documentation (typedoc)', [['npm', 'run', 'docs']]);
+  await step('package', 'package (publint, attw)', [
+    ['npx', '--no-install', 'publint', '--strict'],
+    ['npx', '--no-install', 'attw', '--pack', '.', '--profile', 'esm-only'],
+  ]);
+  heading('tests');
+  const code = await openly(['npx', '--no-install', 'vitest', 'run'], cleanEnvironment());
+  if (code !== 0) throw new StepFailed(`the tests (exit code ${code})`);
+  say('check: everything passed');
+  return 0;
+});
