@@ -11,13 +11,23 @@
  *       const event = reader.feed(bytes);
  *       if (event !== undefined) …handle it, synchronously or with await…
  *     }
+ *
+ * Strict and lenient readers. Whatever makes the framing itself unreadable (marker, id, version, byte order, a length
+ * above the limits) is always thrown. What a receiver has to refuse although the framing could go on (a record's length
+ * against its type's rule, a wrong guest type, a PAGE_DATA table that does not fit) is thrown by a strict reader, the
+ * default; a lenient one (`{ lenient: true }`, for verifiers) puts the same error into the event's `violation` and goes
+ * on. What a receiver must ignore (padding, reserved fields, unknown records) is handed on by both.
  */
+
+import type { StreamFormatError } from '../errors.js';
 
 /** libxc image header (IHDR), decoded. */
 export interface ImageHeader {
   readonly version: number;
   /** Bit 0: big-endian. */
   readonly options: number;
+  /** The 6 reserved bytes as one big-endian number. Always set by the decoder. */
+  readonly reserved?: number;
 }
 
 /** libxc domain header (DHDR), decoded. */
@@ -28,6 +38,8 @@ export interface DomainHeader {
   /** 0 if converted from a legacy stream. */
   readonly xenMajor: number;
   readonly xenMinor: number;
+  /** The 2 reserved bytes. Always set by the decoder. */
+  readonly reserved?: number;
 }
 
 /** libxl stream header, decoded. */
@@ -84,6 +96,8 @@ export interface DomainHeaderEvent extends Piece {
   readonly layer: 'libxc';
   readonly header: DomainHeader;
   readonly raw: Uint8Array;
+  /** Lenient readers only: why a strict one would have thrown here. */
+  readonly violation?: StreamFormatError | undefined;
 }
 
 /** A whole record other than PAGE_DATA, after its padding. */
@@ -97,11 +111,16 @@ export interface RecordEvent extends Piece {
   readonly body: Uint8Array;
   /** Padding bytes as they came: a view of 0…7 bytes. Not looked at by the reader. */
   readonly padding: Uint8Array;
+  /** Lenient readers only: why a strict one would have thrown here, at the record's header. */
+  readonly violation?: StreamFormatError | undefined;
 }
 
 /**
  * A PAGE_DATA record up to and including its pfn array. Its page contents follow as `page-bytes` events and then one
  * `page-data-end`, also if there are none. The arrays are reused by the next PAGE_DATA record: borrowed until then.
+ *
+ * With a `violation` (lenient readers only) the table is good up to `count`, which then may be less than the record says;
+ * the rest of the record is skipped: no `page-bytes` follow, `page-data-end` does.
  */
 export interface PageDataEvent extends Piece {
   readonly kind: 'page-data';
@@ -119,6 +138,8 @@ export interface PageDataEvent extends Piece {
   readonly reservedBitsAt: number;
   /** The reserved word of the record's header. */
   readonly reserved: number;
+  /** Lenient readers only: why a strict one would have thrown here. */
+  readonly violation?: StreamFormatError | undefined;
 }
 
 /** A piece of a PAGE_DATA record's page contents: any length, page boundaries anywhere in it. */
@@ -129,11 +150,19 @@ export interface PageBytesEvent extends Piece {
   readonly at: number;
   /** A view of what was fed: valid until the next `feed`. */
   readonly bytes: Uint8Array;
+  /** True for the piece that completes the record's page contents. */
+  readonly last: boolean;
 }
 
+/**
+ * The end of a PAGE_DATA record. Comes with the first bytes of the next record's header, since a `feed` returns no more
+ * than one event; who must not wait for those looks at `last`, or at `dataPages === 0`.
+ */
 export interface PageDataEndEvent extends Piece {
   readonly kind: 'page-data-end';
   readonly layer: 'libxc';
+  /** Padding bytes of a record with a `violation`; always empty in a good one. */
+  readonly padding: Uint8Array;
 }
 
 export type StreamEvent =
@@ -154,6 +183,8 @@ export interface IncrementalReader {
   readonly position: number;
   /** True once the format's last byte has been fed. */
   readonly done: boolean;
+  /** True if the next byte begins a header or a record, or `done`. */
+  readonly atBoundary: boolean;
   /** Feeds 1…want bytes. Throws StreamFormatError; then the reader is dead. */
   feed(bytes: Uint8Array): StreamEvent | undefined;
   /** Says that no bytes will follow. Throws StreamFormatError (ERR_XEN_STREAM_TRUNCATED) unless `done`. */

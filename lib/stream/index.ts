@@ -1,1 +1,28 @@
-export {};
+/**
+ * The Migration v2 stream formats, without I/O: incremental readers that turn bytes into events, pure decoders and
+ * encoders for every header and record, and the numbers they are made of. Public surface of `xen-migration/stream`.
+ *
+ * @module
+ */
+
+export * from './events.js';
+export { StreamErrorCode, formatError, type Place } from './codes.js';
+export { type ReaderOptions } from './reader-base.js';
+export { StreamReader, type StreamReaderOptions } from './stream-reader.js';
+export { recogniseFormat, RECOGNISE_SIZE, type RecognisedFormat, type StreamFormat } from './recognise.js';
+export * from './framing.js';
+
+export * from './libxc/constants.js';
+export * from './libxc/headers.js';
+export { checkLibxcLength, libxcLengthProblem } from './libxc/lengths.js';
+export { pageDataHeadSize, pageDataLength, writePageDataHead } from './libxc/page-data.js';
+export { LibxcReader } from './libxc/reader.js';
+
+export * from './libxl/constants.js';
+export * from './libxl/header.js';
+export { checkLibxlLength, libxlLengthProblem } from './libxl/lengths.js';
+export { LibxlReader, type LibxlReaderOptions } from './libxl/reader.js';
+
+export * from './xl/constants.js';
+export * from './xl/header.js';
+export { XlReader, type XlReaderOptions } from './xl/reader.js';

@@ -1,0 +1,172 @@
+/**
+ * The table of a PAGE_DATA record.
+ *
+ *     offset      size  field
+ *          0         4  count     ≥ 1
+ *          4         4  reserved
+ *          8   8·count  entries: bits 63–60 page type, 59–52 reserved, 51–0 pfn
+ *          …    4096·k  contents of the k pages whose type carries data, in the entries' order
+ *
+ * Entries are read as two 32-bit words into plain numbers: 52 bits are exact in a double, and this is several times as
+ * fast as bigint.
+ */
+
+import { PAGE_SIZE, pageTypeHasData } from '../../abi/pages.js';
+import { setU32, u32 } from '../../bytes/le.js';
+import { UsageError, type StreamFormatError } from '../../errors.js';
+import { formatError, StreamErrorCode, type Place } from '../codes.js';
+import { RECORD_HEADER_SIZE, writeRecordHeader } from '../framing.js';
+import {
+  LibxcRecord,
+  PAGE_DATA_ENTRY_SIZE,
+  PAGE_DATA_HEAD_SIZE,
+  PAGE_DATA_PFN_MAX,
+  REC_LENGTH_MAX,
+} from './constants.js';
+
+const TWO_32 = 0x1_0000_0000;
+const FIRST_CAPACITY = 1024;
+
+/** Entries of one record, decoded as their bytes come, in arrays that the next record uses again. */
+export class PageTable {
+  pfns = new Float64Array(FIRST_CAPACITY);
+  types = new Uint8Array(FIRST_CAPACITY);
+  /** Entries decoded so far. */
+  count = 0;
+  /** Of them, those with data. */
+  dataPages = 0;
+  /** First entry with reserved bits that are not zero, or −1. */
+  reservedBitsAt = -1;
+  #maxDataPages = 0;
+  readonly #carry = new Uint8Array(PAGE_DATA_ENTRY_SIZE);
+  #carried = 0;
+
+  /** Starts a record with room for this many pages of data. */
+  begin(maxDataPages: number): void {
+    this.count = 0;
+    this.dataPages = 0;
+    this.reservedBitsAt = -1;
+    this.#maxDataPages = maxDataPages;
+    this.#carried = 0;
+  }
+
+  /** Decodes further bytes of the table. False at an entry that cannot be right: number `count`, not counted. */
+  feed(bytes: Uint8Array): boolean {
+    let from = 0;
+    if (this.#carried > 0) {
+      from = Math.min(PAGE_DATA_ENTRY_SIZE - this.#carried, bytes.length);
+      this.#carry.set(bytes.subarray(0, from), this.#carried);
+      this.#carried += from;
+      if (this.#carried < PAGE_DATA_ENTRY_SIZE) return true;
+      this.#carried = 0;
+      if (!this.#decode(this.#carry, 0, 1)) return false;
+    }
+    const whole = Math.floor((bytes.length - from) / PAGE_DATA_ENTRY_SIZE);
+    if (!this.#decode(bytes, from, whole)) return false;
+    const rest = from + whole * PAGE_DATA_ENTRY_SIZE;
+    this.#carried = bytes.length - rest;
+    if (this.#carried > 0) this.#carry.set(bytes.subarray(rest));
+    return true;
+  }
+
+  #decode(bytes: Uint8Array, offset: number, n: number): boolean {
+    this.#reserve(this.count + n);
+    const { pfns, types } = this;
+    let i = this.count;
+    let data = this.dataPages;
+    let good = true;
+    for (const end = i + n; i < end; i++, offset += PAGE_DATA_ENTRY_SIZE) {
+      const high = u32(bytes, offset + 4);
+      const type = high >>> 28;
+      if (pageTypeHasData(type)) {
+        if ((type > 4 && type < 9) || data === this.#maxDataPages) {
+          types[i] = type;
+          good = false;
+          break;
+        }
+        data++;
+      }
+      if ((high & 0x0ff0_0000) !== 0 && this.reservedBitsAt < 0) this.reservedBitsAt = i;
+      pfns[i] = (high & 0x000f_ffff) * TWO_32 + u32(bytes, offset);
+      types[i] = type;
+    }
+    this.count = i;
+    this.dataPages = data;
+    return good;
+  }
+
+  /** Says why `feed` returned false. `place` is the record's, `length` its body's, `count` its table's. */
+  problem(place: Place, length: number, count: number): StreamFormatError {
+    const i = this.count;
+    const type = this.types[i] as number;
+    const offset = place.offset + RECORD_HEADER_SIZE + PAGE_DATA_HEAD_SIZE + i * PAGE_DATA_ENTRY_SIZE;
+    const record = 'PAGE_DATA';
+    if (type > 4 && type < 9) {
+      const reason = `page type 0x${type.toString(16)} does not exist`;
+      return formatError(StreamErrorCode.PAGE_TYPE, reason, { offset, record, path: `pfns[${i}].type` });
+    }
+    const reason = `length ${length} with ${count} entries has no room for the data of more than ${this.dataPages} pages`;
+    return formatError(StreamErrorCode.LENGTH, reason, { offset, record, path: `pfns[${i}]` });
+  }
+
+  #reserve(entries: number): void {
+    if (entries <= this.pfns.length) return;
+    const size = Math.max(entries, 2 * this.pfns.length);
+    const pfns = new Float64Array(size);
+    const types = new Uint8Array(size);
+    pfns.set(this.pfns.subarray(0, this.count));
+    types.set(this.types.subarray(0, this.count));
+    this.pfns = pfns;
+    this.types = types;
+  }
+}
+
+/** Body length of a PAGE_DATA record. */
+export function pageDataLength(count: number, dataPages: number): number {
+  return PAGE_DATA_HEAD_SIZE + count * PAGE_DATA_ENTRY_SIZE + dataPages * PAGE_SIZE;
+}
+
+/** Bytes that `writePageDataHead` writes for this many entries. */
+export function pageDataHeadSize(count: number): number {
+  return RECORD_HEADER_SIZE + PAGE_DATA_HEAD_SIZE + count * PAGE_DATA_ENTRY_SIZE;
+}
+
+/**
+ * Writes what stands before the page contents of a PAGE_DATA record: record header, count, and the table of the first
+ * `count` entries of `pfns` and `types` (nibbles). The contents of the entries with data must follow, in order; there
+ * is no padding.
+ *
+ * `into` is the caller's, to be used again for each batch; at least `pageDataHeadSize(count)` bytes. Returns how many
+ * were written. Throws UsageError for no entries, a pfn that is no frame number, a record that would be too long.
+ */
+export function writePageDataHead(
+  into: Uint8Array,
+  pfns: ArrayLike<number>,
+  types: ArrayLike<number>,
+  count: number,
+): number {
+  const size = pageDataHeadSize(count);
+  if (count < 1 || count > pfns.length || count > types.length || into.length < size) {
+    throw new UsageError(`PAGE_DATA of ${count} entries: not so many given, or no room for ${size} bytes`);
+  }
+  let dataPages = 0;
+  let offset = RECORD_HEADER_SIZE + PAGE_DATA_HEAD_SIZE;
+  for (let i = 0; i < count; i++) {
+    const pfn = pfns[i] as number;
+    const type = types[i] as number;
+    if (!(pfn >= 0 && pfn <= PAGE_DATA_PFN_MAX) || !(type >= 0 && type <= 0xf)) {
+      throw new UsageError(`PAGE_DATA entry ${i}: pfn ${pfn}, type ${type}`);
+    }
+    setU32(into, offset, pfn % TWO_32);
+    setU32(into, offset + 4, Math.floor(pfn / TWO_32) | (type << 28));
+    if (pageTypeHasData(type)) dataPages++;
+    offset += PAGE_DATA_ENTRY_SIZE;
+  }
+  const length = pageDataLength(count, dataPages);
+  if (length > REC_LENGTH_MAX)
+    throw new UsageError(`PAGE_DATA of ${length} bytes is longer than REC_LENGTH_MAX`);
+  writeRecordHeader(into, 0, LibxcRecord.PAGE_DATA, length);
+  setU32(into, RECORD_HEADER_SIZE, count);
+  setU32(into, RECORD_HEADER_SIZE + 4, 0);
+  return size;
+}
