@@ -3,7 +3,7 @@
  *
  * Frames live in regions of 64 MiB of shared memory, made when first needed, so that guests in worker threads and the
  * toolstack see the same bytes. Frame m of the host is page `(m - baseMfn) % 16384` of region `(m - baseMfn) >> 14`.
- * About 8 bytes of bookkeeping for each page, in typed arrays; no object stands for a page.
+ * About 12 bytes of bookkeeping for each page, in typed arrays; no object stands for a page.
  */
 import { PAGE_SHIFT, PAGE_SIZE } from '../../abi/pages.js';
 import { INVALID_FRAME } from '../host.js';
@@ -46,6 +46,8 @@ interface Region {
   readonly m2p: Uint32Array;
   /** Type nibble of each frame, as XEN_DOMCTL_getpageframeinfo3 tells for PV guests: validated tables and pins. */
   readonly types: Uint8Array;
+  /** Xen's type_info of each frame of a PV guest: type, flags and count, as pv-mmu.ts lays them out. */
+  readonly typeInfo: Uint32Array;
   /** 1: the frame was used before and has to be scrubbed when it is given out again. */
   readonly stale: Uint8Array;
   /** Frames that the region has; less than REGION_FRAMES only in the last one. */
@@ -53,6 +55,25 @@ interface Region {
   free: number;
   /** All frames from this index on are free. */
   bump: number;
+}
+
+/**
+ * Frames and their books as shared memory, to be posted to another thread. Regions that did not exist then are
+ * undefined; a domain's regions live as long as the domain.
+ */
+export interface SharedMachineMemory {
+  readonly totalPages: number;
+  readonly baseMfn: number;
+  readonly compatM2pMfn: number;
+  readonly regions: readonly (SharedRegion | undefined)[];
+}
+
+export interface SharedRegion {
+  readonly bytes: Uint8Array;
+  readonly owners: Uint16Array;
+  readonly m2p: Uint32Array;
+  readonly types: Uint8Array;
+  readonly typeInfo: Uint32Array;
 }
 
 const EMPTY_BYTES = new Uint8Array(0);
@@ -149,6 +170,28 @@ export class MachineMemory {
     this.#book(i).types[i & REGION_MASK] = type;
   }
 
+  /** Xen's type_info of an allocated frame; 0 when given out. */
+  typeInfoOf(mfn: number): number {
+    const i = mfn - this.baseMfn;
+    return this.#book(i).typeInfo[i & REGION_MASK] as number;
+  }
+
+  setTypeInfo(mfn: number, info: number): void {
+    const i = mfn - this.baseMfn;
+    this.#book(i).typeInfo[i & REGION_MASK] = info;
+  }
+
+  /** The same memory and books for another thread: arrays over shared memory, in an object that can be posted. */
+  share(): SharedMachineMemory {
+    const { totalPages, baseMfn, compatM2pMfn } = this;
+    const regions = this.#books.map((book, r) => {
+      if (book === undefined) return undefined;
+      const { owners, m2p, types, typeInfo } = book;
+      return { bytes: this.regions[r] as Uint8Array, owners, m2p, types, typeInfo };
+    });
+    return { totalPages, baseMfn, compatM2pMfn, regions };
+  }
+
   /** The 4096 bytes of an allocated frame. For single pages, not for loops over guest memory. */
   page(mfn: number): Uint8Array {
     const at = this.offsetOf(mfn);
@@ -209,6 +252,7 @@ export class MachineMemory {
     book.owners[k] = OWNER_NONE;
     book.m2p[k] = M2P_INVALID;
     book.types[k] = 0;
+    book.typeInfo[k] = 0;
     book.stale[k] = 1;
     book.free++;
     this.#free++;
@@ -249,6 +293,7 @@ export class MachineMemory {
       owners: new Uint16Array(new SharedArrayBuffer(size * 2)).fill(OWNER_NONE),
       m2p: new Uint32Array(new SharedArrayBuffer(size * 4)).fill(M2P_INVALID),
       types: new Uint8Array(new SharedArrayBuffer(size)),
+      typeInfo: new Uint32Array(new SharedArrayBuffer(size * 4)),
       stale: new Uint8Array(size),
       size,
       free: size,
