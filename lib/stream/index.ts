@@ -11,16 +11,22 @@ export { type ReaderOptions } from './reader-base.js';
 export { StreamReader, type StreamReaderOptions } from './stream-reader.js';
 export { recogniseFormat, RECOGNISE_SIZE, type RecognisedFormat, type StreamFormat } from './recognise.js';
 export * from './framing.js';
+export { readStream, type ReadStreamOptions } from './read-stream.js';
 
 export * from './libxc/constants.js';
 export * from './libxc/headers.js';
 export { checkLibxcLength, libxcLengthProblem } from './libxc/lengths.js';
 export { pageDataHeadSize, pageDataLength, writePageDataHead } from './libxc/page-data.js';
+export * from './libxc/pv.js';
+export * from './libxc/x86.js';
+export * from './libxc/hvm.js';
+export * from './libxc/dirty-pfns.js';
 export { LibxcReader } from './libxc/reader.js';
 
 export * from './libxl/constants.js';
 export * from './libxl/header.js';
 export { checkLibxlLength, libxlLengthProblem } from './libxl/lengths.js';
+export * from './libxl/records.js';
 export { LibxlReader, type LibxlReaderOptions } from './libxl/reader.js';
 
 export * from './xl/constants.js';

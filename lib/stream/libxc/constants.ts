@@ -106,3 +106,37 @@ export const HVM_SAVE_DESCRIPTOR_SIZE = 8;
  * has no such limit, but no use for a hundredth of it either (39 parameters, some hundred leaves, a handful of MSRs).
  */
 export const TABLE_ENTRIES_MAX = 65_536;
+
+/** Types of the hypervisor's HVM save records (HVM_SAVE_CODE). */
+export const HvmSaveCode = {
+  END: 0,
+  HEADER: 1,
+  CPU: 2,
+  PIC: 3,
+  IOAPIC: 4,
+  LAPIC: 5,
+  LAPIC_REGS: 6,
+  PCI_IRQ: 7,
+  ISA_IRQ: 8,
+  PCI_LINK: 9,
+  PIT: 10,
+  RTC: 11,
+  HPET: 12,
+  PMTIMER: 13,
+  MTRR: 14,
+  VIRIDIAN_DOMAIN: 15,
+  CPU_XSAVE: 16,
+  VIRIDIAN_VCPU: 17,
+  VMCE_VCPU: 18,
+  TSC_ADJUST: 19,
+  CPU_MSR: 20,
+} as const;
+
+const saveCodeNames = new Map<number, string>(
+  Object.entries(HvmSaveCode).map(([name, code]) => [code, name]),
+);
+
+/** Name of an HVM save record's type, or `unknown (n)`. */
+export function hvmSaveCodeName(typecode: number): string {
+  return saveCodeNames.get(typecode) ?? `unknown (${typecode})`;
+}

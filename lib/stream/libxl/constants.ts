@@ -56,3 +56,6 @@ export const CHECKPOINT_STATE_SIZE = 4;
  * ones are device-model states of some megabytes.
  */
 export const LIBXL_REC_LENGTH_MAX = 256 << 20;
+
+/** Most keys that EMULATOR_XENSTORE_DATA may have. libxl has no limit; QEMU makes three for each of a few regions. */
+export const XENSTORE_ENTRIES_MAX = 65_536;
