@@ -1,0 +1,236 @@
+/**
+ * The destination's end of a migration. Reads from top to bottom like docs/reference/handshake.md; the numbers are
+ * those of the synchronisation points.
+ */
+import { PeerError, TimeoutError, withCleanupError, type XenMigrationError } from '../errors.js';
+import { debug } from '../debug.js';
+import type { Host } from '../host/host.js';
+import type { JobControl } from '../job.js';
+import type { runRestore } from '../restore/restore.js';
+import type { RestoreResult } from '../restore/types.js';
+import type { Toolstack } from '../toolstack/toolstack.js';
+import { SOFTWARE } from '../version.js';
+import {
+  commonVersion,
+  frameName,
+  FrameType,
+  PROTOCOL_VERSIONS,
+  protocolError,
+  reasonOf,
+  versionsText,
+  type MigrationOffer,
+} from './frames.js';
+import { fullTimeouts, msText, startTimer, StreamSource, withLimit, type FullTimeouts } from './limits.js';
+import { Session, SyncPoint } from './session.js';
+import type { ReceiveOptions, ReceiveResult } from './types.js';
+import { asOurs } from './whereabouts.js';
+import { peerFailure, Wire } from './wire.js';
+
+const SENDER = 'the sender';
+
+/** Receives a guest. The control's job must be of operation `receive`; `restore` is `runRestore`, or in tests what stands for it. */
+export async function runReceive(
+  control: JobControl,
+  host: Host,
+  options: ReceiveOptions,
+  restore: typeof runRestore,
+): Promise<ReceiveResult> {
+  return new Receiver(control, host, options, restore).run();
+}
+
+class Receiver {
+  readonly #control: JobControl;
+  readonly #host: Host;
+  readonly #options: ReceiveOptions;
+  readonly #restore: typeof runRestore;
+  readonly #toolstack: Toolstack;
+  readonly #timeouts: FullTimeouts;
+  readonly #session = new Session('receiver');
+  readonly #wire: Wire;
+  /** The peer speaks our protocol, so that it can be told why we fail. */
+  #greeted = false;
+  /** The last frame was sent; the connection ends in good manners. */
+  #farewell = false;
+
+  constructor(control: JobControl, host: Host, options: ReceiveOptions, restore: typeof runRestore) {
+    this.#control = control;
+    this.#host = host;
+    this.#options = options;
+    this.#restore = restore;
+    this.#toolstack = options.toolstack ?? host.toolstack;
+    this.#timeouts = fullTimeouts('receiver', options.timeouts);
+    this.#wire = new Wire(options.from, SENDER);
+  }
+
+  async run(): Promise<ReceiveResult> {
+    const { totalMs } = this.#timeouts;
+    const total = startTimer(totalMs, () =>
+      this.#abort(new TimeoutError('total', totalMs, `the migration was not done within ${msText(totalMs)}`)),
+    );
+    try {
+      const offer = await this.#agree();
+      const restored = await this.#readStream();
+      await this.#yours(restored);
+      const state = await this.#start(restored.domid, offer);
+      const sourceReleased = await this.#released();
+      return { ...restored, id: offer.id, offer, state, sourceReleased };
+    } catch (error) {
+      throw await this.#failed(error);
+    } finally {
+      clearTimeout(total);
+      if (this.#farewell) await this.#wire.close();
+      else this.#wire.destroy(new PeerError('ERR_XEN_PEER_LOST', 'the migration is over'));
+    }
+  }
+
+  /** 1 HELLO, 2 READY. */
+  async #agree(): Promise<MigrationOffer> {
+    const { signal } = this.#control;
+    const { connectMs, helloMs } = this.#timeouts;
+    const wire = this.#wire;
+    await withLimit('connect', connectMs, `${SENDER} could not be connected`, signal, (s) =>
+      wire.connected(s),
+    );
+    const what = `${SENDER} did not say what it wants`;
+    const [version, offer] = await withLimit('hello', helloMs, what, signal, async (s) => {
+      const peer = await wire.receivePreamble(s);
+      this.#greeted = true;
+      const common = commonVersion(peer);
+      if (common === undefined) {
+        throw protocolError(
+          `${SENDER} speaks version ${versionsText(peer)} of the protocol, this side ${versionsText(PROTOCOL_VERSIONS)}`,
+        );
+      }
+      const frame = await wire.receive(s);
+      if (frame.type !== FrameType.HELLO) {
+        throw protocolError(`${SENDER} sent ${frameName(frame.type)} where HELLO was due`);
+      }
+      return [common, frame.offer] as const;
+    });
+    this.#session.id = offer.id;
+    this.#session.pass(SyncPoint.HELLO);
+    debug('offered: %o', offer);
+    await withLimit('hello', helloMs, 'the `accept` of this side did not decide', signal, async (s) =>
+      this.#options.accept?.(offer, s),
+    );
+    await withLimit('hello', helloMs, `${SENDER} did not take READY`, signal, () =>
+      wire.send({ type: FrameType.READY, id: offer.id, version, software: SOFTWARE }, 'first'),
+    );
+    this.#session.pass(SyncPoint.READY);
+    return offer;
+  }
+
+  /** 3: everything up to libxl's END, into a new domain that stays paused. */
+  async #readStream(): Promise<RestoreResult> {
+    const { from: _from, accept: _accept, timeouts: _timeouts, ...restoreOptions } = this.#options;
+    const { setupMs, stallMs } = this.#timeouts;
+    const stream = new StreamSource(this.#wire.source, stallMs, () =>
+      this.#abort(new TimeoutError('stall', stallMs, `${SENDER} has sent nothing for ${msText(stallMs)}`)),
+    );
+    const setup = startTimer(setupMs, () => {
+      if (this.#control.phase === 'setup' || this.#control.phase === 'static-data') {
+        this.#abort(new TimeoutError('setup', setupMs, `no memory came within ${msText(setupMs)} of READY`));
+      }
+    });
+    try {
+      const restored = await this.#restore(this.#control, this.#host, stream, {
+        ...restoreOptions,
+        format: 'xl',
+        run: false,
+        refuseTrailing: false,
+      });
+      this.#control.domid = restored.domid;
+      this.#session.pass(SyncPoint.STREAM_END);
+      return { ...restored, bytes: stream.position };
+    } finally {
+      clearTimeout(setup);
+      await stream.close();
+    }
+  }
+
+  /** 4 RESTORED, 5 YOURS. */
+  async #yours({ domid, bytes }: RestoreResult): Promise<void> {
+    const { signal } = this.#control;
+    const { switchoverMs } = this.#timeouts;
+    this.#control.enter('handshake');
+    const what = `${SENDER} did not hand the guest over`;
+    const frame = await withLimit('switchover', switchoverMs, what, signal, async (s) => {
+      await this.#wire.send({ type: FrameType.RESTORED, domid, bytes });
+      this.#session.pass(SyncPoint.RESTORED);
+      return this.#wire.receive(s);
+    });
+    if (frame.type === FrameType.FAILED) throw peerFailure(SENDER, 'gave up', frame.reason);
+    if (frame.type !== FrameType.YOURS) {
+      throw protocolError(`${SENDER} sent ${frameName(frame.type)} where YOURS was due`);
+    }
+    if (frame.id !== this.#session.id) throw protocolError(`${SENDER} handed over another migration`);
+    this.#session.pass(SyncPoint.YOURS);
+  }
+
+  /** 6 RUNNING. The sender has let go: whatever becomes of the connection, the guest runs here if it can. */
+  async #start(domid: number, offer: MigrationOffer): Promise<'running' | 'paused'> {
+    const state = offer.paused ? 'paused' : 'running';
+    if (!offer.paused) await this.#toolstack.unpause(domid);
+    this.#session.pass(SyncPoint.RUNNING);
+    this.#farewell = await this.#wire.trySend({ type: FrameType.RUNNING, domid, state });
+    return state;
+  }
+
+  /** 7 RELEASED, if it comes. */
+  async #released(): Promise<boolean> {
+    if (!this.#farewell) return false;
+    try {
+      const what = `${SENDER} did not say that its copy is gone`;
+      const frame = await withLimit('release', this.#timeouts.releaseMs, what, undefined, (s) =>
+        this.#wire.receive(s),
+      );
+      if (frame.type !== FrameType.RELEASED) return false;
+      this.#session.pass(SyncPoint.RELEASED);
+      return true;
+    } catch (error) {
+      debug('no RELEASED: %O', error);
+      return false;
+    }
+  }
+
+  /** Takes the copy away and tells the sender. Returns the error to throw. */
+  async #failed(failure: unknown): Promise<unknown> {
+    const error = asOurs(failure);
+    this.#control.enter('cleanup');
+    const { committed, point } = this.#session;
+    // Before the commit point nothing here ever ran, nor will it: the sender need not wait for the clean-up to know.
+    if (!committed) this.#farewell = await this.#tell(error, true);
+    const destroyed = await this.#destroy(error);
+    if (committed) this.#farewell = await this.#tell(error, destroyed);
+    error.guest ??=
+      committed && !destroyed
+        ? { host: 'unknown', state: 'unknown' }
+        : { host: 'source', state: point >= SyncPoint.RESTORED ? 'suspended' : 'unknown' };
+    return error;
+  }
+
+  async #tell(error: XenMigrationError, gone: boolean): Promise<boolean> {
+    if (!this.#greeted) return false;
+    const reason = reasonOf(error);
+    return this.#session.point < SyncPoint.READY
+      ? this.#wire.trySend({ type: FrameType.REFUSED, reason }, 'first')
+      : this.#wire.trySend({ type: FrameType.FAILED, reason, gone });
+  }
+
+  /** Destroys the domain, if one was made. False if that failed: then nobody knows what it does. */
+  async #destroy(error: XenMigrationError): Promise<boolean> {
+    const { domid } = this.#control.status;
+    if (domid === undefined) return true;
+    try {
+      await this.#toolstack.destroy(domid);
+      return true;
+    } catch (later) {
+      withCleanupError(error, later);
+      return false;
+    }
+  }
+
+  #abort(reason: unknown): void {
+    if (!this.#session.committed) this.#control.cancel(reason);
+  }
+}

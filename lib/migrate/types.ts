@@ -1,0 +1,90 @@
+/** Options and results of a migration's two ends; see `startMigrate` and `startReceive`. */
+import type { Duplex } from 'node:stream';
+import type { Job } from '../job.js';
+import type { RestoreOptions, RestoreResult } from '../restore/types.js';
+import type { SaveLimits, SaveOptions, SaveResult } from '../save/types.js';
+import type { MigrationOffer } from './frames.js';
+
+export type { MigrationOffer } from './frames.js';
+
+/**
+ * How long each phase may take, in ms. `Infinity` sets no limit. What runs out rejects with a TimeoutError whose
+ * `phase` is the member's name without `Ms`.
+ */
+export interface MigrationTimeouts {
+  /** Until the peer given is connected. Default 10 000. */
+  readonly connectMs?: number | undefined;
+  /** Until the peer has said who it is: the receiver its READY, the sender its HELLO. Default 10 000. */
+  readonly helloMs?: number | undefined;
+  /** From READY until memory begins to move, the building of the domain included. Default 60 000. */
+  readonly setupMs?: number | undefined;
+  /**
+   * Without a byte moving though one should: the sender's while it has something to write (default 60 000), the
+   * receiver's while it has something to read (default 180 000, since a sender is silent while its guest suspends and
+   * while its `beforeSwitchover` runs).
+   */
+  readonly stallMs?: number | undefined;
+  /** Each half of the handover: from the stream's end to RESTORED, and from YOURS to RUNNING. Default 60 000. */
+  readonly switchoverMs?: number | undefined;
+  /** Receiver: from RUNNING until the sender says that its copy is gone. Running out is no error. Default 30 000. */
+  readonly releaseMs?: number | undefined;
+  /** The whole migration up to the commit point, which nothing that comes later can undo. Default Infinity. */
+  readonly totalMs?: number | undefined;
+}
+
+/** Options of `startMigrate`. `suspendTimeoutMs` is the limit of the suspend phase. */
+export interface MigrateOptions extends Omit<SaveOptions, 'format' | 'afterwards'> {
+  /**
+   * The connection to a receiver of this library: a net.Socket, tls.TLSSocket or any Duplex of bytes, connected or
+   * connecting. Owned from now on: destroyed when the job is over.
+   */
+  readonly peer: Duplex;
+  /** The migration's id, a UUID in lower case. Default: a new one. */
+  readonly id?: string | undefined;
+  readonly timeouts?: MigrationTimeouts | undefined;
+}
+
+/** What a successful migration tells the sender. */
+export interface MigrateResult extends SaveResult {
+  readonly id: string;
+  /** The guest's domid at the destination. */
+  readonly peerDomid: number;
+  /** What it does there: `paused` if it was paused here. */
+  readonly peerState: 'running' | 'paused';
+  /** Name and version of the receiver's software. */
+  readonly peerSoftware: string;
+}
+
+/** A running migration, at its source. `cancel` has no effect after the commit point. */
+export interface MigrateJob extends Job<MigrateResult, SaveLimits> {
+  /** Ends pre-copy after the present pass, whatever the policy says. */
+  switchover(): void;
+}
+
+/** Options of `startReceive`. The guest's configuration comes with the stream unless `config` replaces it. */
+export interface ReceiveOptions extends Omit<RestoreOptions, 'format' | 'domid' | 'run' | 'refuseTrailing'> {
+  /** The connection to a sender of this library: any Duplex of bytes. Owned from now on: destroyed when the job is over. */
+  readonly from: Duplex;
+  /**
+   * Looks at what is offered, before anything is built. To refuse, throw: the sender gets the message. The time that
+   * it takes counts for the sender's `hello`.
+   */
+  readonly accept?: ((offer: MigrationOffer, signal: AbortSignal) => Promise<void> | void) | undefined;
+  readonly timeouts?: MigrationTimeouts | undefined;
+}
+
+/** What a successful migration tells the receiver. */
+export interface ReceiveResult extends RestoreResult {
+  readonly id: string;
+  readonly offer: MigrationOffer;
+  /** `paused` if the guest was paused at the source. */
+  readonly state: 'running' | 'paused';
+  /**
+   * True: the sender has said that its copy is gone. False: it did not say so in time, or the connection broke after
+   * the guest had been started here; then a suspended copy may be left there, which must be destroyed and never resumed.
+   */
+  readonly sourceReleased: boolean;
+}
+
+/** A running migration, at its destination. `cancel` has no effect after the commit point. */
+export type ReceiveJob = Job<ReceiveResult, object>;

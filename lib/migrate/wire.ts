@@ -1,0 +1,191 @@
+/** The connection of a migration: frames over the two directions of a Duplex. */
+import type { Duplex } from 'node:stream';
+import { PeerError, UsageError, XenMigrationError } from '../errors.js';
+import { cancellation, peerLost, transportFailure } from '../transport/failure.js';
+import { openConnection, type Connection } from '../transport/socket.js';
+import type { ByteSink, ByteSource } from '../transport/types.js';
+import {
+  decodeFrame,
+  decodeFrameHeader,
+  decodePreamble,
+  encodeFrame,
+  encodePreamble,
+  FRAME_HEADER_LENGTH,
+  MAGIC,
+  PREAMBLE_LENGTH,
+  protocolError,
+  type Frame,
+  type PeerReason,
+  type Preamble,
+} from './frames.js';
+import { describeForeign, FOREIGN_SAMPLE } from './foreign.js';
+import { withLimit } from './limits.js';
+
+/** ms that a farewell may take: a last frame out, and the peer's own end of the connection in. */
+const FAREWELL = 1000;
+
+/** One end of a migration's connection. */
+export class Wire {
+  readonly #peer: Duplex;
+  /** `the receiver` or `the sender`: who is at the other end. */
+  readonly #who: string;
+  readonly #connection: Connection;
+
+  /** @param who Who is at the other end, for messages */
+  constructor(peer: Duplex, who: string) {
+    this.#peer = peer;
+    this.#who = who;
+    this.#connection = openConnection(peer, { name: who });
+  }
+
+  /** The raw directions, for the stream between the frames. */
+  get source(): ByteSource {
+    return this.#connection.source;
+  }
+
+  get sink(): ByteSink {
+    return this.#connection.sink;
+  }
+
+  /** True if the peer is known to be gone. False proves nothing. */
+  get lost(): boolean {
+    return this.#peer.destroyed || this.#peer.readableEnded || !this.#peer.writable;
+  }
+
+  /** Resolves when the Duplex is connected. Rejects with TransportError, PeerError, or the signal's reason. */
+  async connected(signal: AbortSignal): Promise<void> {
+    const peer = this.#peer as Duplex & { connecting?: boolean };
+    if (peer.connecting === true) {
+      await new Promise<void>((resolve, reject) => {
+        const done = (settle: () => void) => () => {
+          peer.off('connect', onConnect).off('error', onError).off('close', onClose);
+          signal.removeEventListener('abort', onAbort);
+          settle();
+        };
+        const onConnect = done(resolve);
+        const onClose = done(() => reject(peerLost(`connecting to ${this.#who}`)));
+        const onAbort = done(() => reject(cancellation(signal.reason, `connecting to ${this.#who}`)));
+        const onError = (error: Error): void =>
+          done(() => reject(transportFailure(error, `connecting to ${this.#who}`)))();
+        peer.on('connect', onConnect).on('error', onError).on('close', onClose);
+        signal.addEventListener('abort', onAbort, { once: true });
+      });
+    }
+    // Frames are small and somebody waits for each.
+    const socket = this.#peer as Duplex & { setNoDelay?: (on: boolean) => unknown };
+    socket.setNoDelay?.(true);
+  }
+
+  /** Sends a frame, with the preamble before it if it is this direction's first. */
+  async send(frame: Frame, first?: 'first'): Promise<void> {
+    const bytes = encodeFrame(frame);
+    await this.sink.write([first === undefined ? bytes : Buffer.concat([encodePreamble(), bytes])]);
+  }
+
+  /** Sends a frame if it can be sent within a moment. Whether that worked is told, never thrown. */
+  async trySend(frame: Frame, first?: 'first'): Promise<boolean> {
+    if (this.lost) return false;
+    try {
+      await withLimit('farewell', FAREWELL, 'sending the last frame', undefined, () =>
+        this.send(frame, first),
+      );
+      return true;
+    } catch {
+      return false;
+    }
+  }
+
+  /** Receives the peer's preamble. Whoever speaks something else is recognised if possible and named in the error. */
+  async receivePreamble(signal?: AbortSignal): Promise<Preamble> {
+    const bytes = new Uint8Array(FOREIGN_SAMPLE);
+    let length = 0;
+    while (length < PREAMBLE_LENGTH) {
+      const piece = await this.#take(PREAMBLE_LENGTH - length, signal);
+      if (piece === undefined) {
+        if (length === 0) throw this.#closed('without a word');
+        throw protocolError(
+          `${this.#who} ${describeForeign(bytes.subarray(0, length))}, and closed the connection`,
+        );
+      }
+      bytes.set(piece, length);
+      length += piece.length;
+      if (!bytes.subarray(0, Math.min(length, MAGIC.length)).every((byte, i) => byte === MAGIC[i])) {
+        const more = this.source.take(FOREIGN_SAMPLE - length);
+        if (more !== undefined) bytes.set(more, length);
+        length += more?.length ?? 0;
+        throw protocolError(`${this.#who} ${describeForeign(bytes.subarray(0, length))}`);
+      }
+    }
+    return decodePreamble(bytes);
+  }
+
+  /** Receives the next frame. Rejects with PeerError, also at the end of the connection. */
+  async receive(signal?: AbortSignal): Promise<Frame> {
+    const header = await this.#exactly(FRAME_HEADER_LENGTH, signal, 'instead of answering');
+    const { type, length } = decodeFrameHeader(header);
+    return decodeFrame(type, await this.#exactly(length, signal, 'in the middle of a frame'));
+  }
+
+  /**
+   * Ends the connection in good manners after a last frame: what the peer still sends is read and thrown away, so
+   * that our last frame is not lost to a reset. Takes a moment at most.
+   */
+  async close(): Promise<void> {
+    try {
+      await withLimit('farewell', FAREWELL, 'the peer closed', undefined, async (signal) => {
+        while (await this.source.wait(1, signal)) while (this.source.take(65536) !== undefined);
+      });
+    } catch {
+      // The peer was quicker, or is in no hurry: either way nothing is left to be said.
+    }
+    this.destroy(this.#closed('by this side'));
+  }
+
+  /** Cuts the connection: waits and writes reject with `reason`. */
+  destroy(reason: unknown): void {
+    this.#connection.destroy(reason);
+    void this.#connection.source.close();
+    // Listeners are off by now; a late ECONNRESET must not end the process.
+    this.#peer.on('error', () => undefined);
+    this.#peer.destroy();
+  }
+
+  async #exactly(length: number, signal: AbortSignal | undefined, when: string): Promise<Uint8Array> {
+    const bytes = new Uint8Array(length);
+    let at = 0;
+    while (at < length) {
+      const piece = await this.#take(length - at, signal);
+      if (piece === undefined) throw this.#closed(at === 0 ? when : 'in the middle of a frame');
+      bytes.set(piece, at);
+      at += piece.length;
+    }
+    return bytes;
+  }
+
+  async #take(max: number, signal: AbortSignal | undefined): Promise<Uint8Array | undefined> {
+    for (;;) {
+      const piece = this.source.take(max);
+      if (piece !== undefined) return piece;
+      if (!(await this.source.wait(max, signal))) return undefined;
+    }
+  }
+
+  #closed(how: string): PeerError {
+    return new PeerError('ERR_XEN_PEER_LOST', `${this.#who} closed the connection ${how}`);
+  }
+}
+
+/** The error for a peer that gave up and said why. */
+export function peerFailure(who: string, verb: string, reason: PeerReason): PeerError {
+  return new PeerError('ERR_XEN_PEER_REFUSED', `${who} ${verb}: ${reason.message} (${reason.code})`, {
+    cause: new XenMigrationError(reason.code, reason.message),
+  });
+}
+
+/** Throws UsageError unless the value can be a peer. */
+export function checkPeer(peer: unknown, option: string): void {
+  const duplex = peer as Partial<Duplex> | null | undefined;
+  if (typeof duplex?.write !== 'function' || typeof duplex.pause !== 'function') {
+    throw new UsageError(`${option} must be a Duplex, for instance a net.Socket`);
+  }
+}
