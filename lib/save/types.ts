@@ -19,6 +19,8 @@ export interface PrecopyStats {
   readonly dirtyPagesRate: number | undefined;
   /** ms that the guest would stand still if it were suspended now, as far as can be told. */
   readonly expectedDowntime: number | undefined;
+  /** Passes in a row that did not bring the dirty pages below nine tenths of the fewest that any before them left. */
+  readonly stalledPasses: number;
 }
 
 /** XGS_POLICY_*: what to do next. */
@@ -32,11 +34,15 @@ export type PrecopyPolicy = (stats: PrecopyStats) => PrecopyDecision;
 
 /** Limits that may change while a save runs. Undefined members leave the present value. */
 export interface SaveLimits {
-  /** Most pre-copy passes before stop-and-copy. libxc's: 5. */
+  /** Most pre-copy passes before stop-and-copy, 1 to 1000. libxc's: 5. */
   readonly maxIterations?: number | undefined;
   /** Stop-and-copy when fewer pages than this are dirty. libxc's: 50. */
   readonly minRemaining?: number | undefined;
-  /** Stop-and-copy as soon as the expected downtime (ms) is at most this. */
+  /**
+   * Stop-and-copy as soon as the expected downtime (ms) is at most this. No promise: after `maxIterations`, or when
+   * further passes no longer help, the guest is suspended all the same. Counts the final pass, not what the guest and
+   * the device model take to stop.
+   */
   readonly maxDowntimeMs?: number | undefined;
   /** Bytes per second on average; 0 = no limit. Not applied to the final pass. */
   readonly maxBytesPerSecond?: number | undefined;
@@ -87,6 +93,8 @@ export interface SaveResult {
   readonly elapsed: number;
   /** `now()` when the guest was asked to suspend; lets a migration continue the downtime's clock. */
   readonly suspendRequestedAt: number;
+  /** Steps of the clean-up that failed after the image was complete, for instance turning log-dirty off. */
+  readonly cleanupErrors: readonly unknown[];
 }
 
 /** A running save. */

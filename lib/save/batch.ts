@@ -1,0 +1,328 @@
+/**
+ * The way of a page: dirty bitmap → batch of up to 1024 pfns → types → mapped frames → (page tables normalised) →
+ * views → one write → frames released.
+ *
+ * A batch is prepared while the ones before it are being written. All arrays belong to a slot and are used again and
+ * again; the only objects made for a batch are the mapping and a few views.
+ */
+import { Errno, errnoName } from '../abi/errno.js';
+import {
+  isKnownPageType,
+  MAX_BATCH,
+  PAGE_SIZE,
+  pageTableLevel,
+  pageTypeHasData,
+  pageTypeName,
+  PageType,
+} from '../abi/pages.js';
+import { HypercallError } from '../errors.js';
+import type { PageMapping } from '../host/host.js';
+import { copyOut, gatherRuns } from '../host/pages.js';
+import { now } from '../job.js';
+import { pageDataHeadSize, writePageDataHead } from '../stream/libxc/page-data.js';
+import type { SaveContext } from './context.js';
+import { Normalised, type SaveOps } from './ops.js';
+import { TokenBucket, waitForTokens } from './throttle.js';
+
+/** Batches under way at once: one being prepared, two being written. */
+const SLOTS = 3;
+
+/** A batch in more pieces than this is cheaper to copy together than to write piece by piece. */
+const MAX_VIEWS = 64;
+
+/** Longest time, ms, for which batches follow each other without letting timers and sockets have their turn. */
+const MAX_TURN_MS = 10;
+
+const PAGE_WORDS = PAGE_SIZE / 4;
+
+/** One pass over the dirty pages, as it went. */
+export interface Pass {
+  /** PAGE_DATA entries sent. */
+  readonly entries: number;
+  readonly bytes: number;
+  readonly ms: number;
+  /** Of `ms`, those in which nothing went because of the bandwidth limit. */
+  readonly idleMs: number;
+}
+
+/** Memory of one batch. */
+class Slot {
+  readonly pfns = new Float64Array(MAX_BATCH);
+  readonly gfns = new Float64Array(MAX_BATCH);
+  readonly types = new Uint8Array(MAX_BATCH);
+  /** gfn of each entry with data, which entry it is, and what became of it (`Normalised`). */
+  readonly dataGfns = new Float64Array(MAX_BATCH);
+  readonly entryOf = new Uint16Array(MAX_BATCH);
+  readonly fates = new Uint8Array(MAX_BATCH);
+  readonly head = new Uint8Array(pageDataHeadSize(MAX_BATCH));
+  /** Settles when the slot may be filled again; never rejects. */
+  busy: Promise<void> | undefined;
+  #staging: Uint32Array | undefined;
+
+  /** Room for copies of all pages: page j of the mapping goes to page j. Made when first needed. */
+  get staging(): Uint32Array {
+    this.#staging ??= new Uint32Array(MAX_BATCH * PAGE_WORDS);
+    return this.#staging;
+  }
+
+  stagingBytes(fromPage: number, toPage: number): Uint8Array {
+    return new Uint8Array(this.staging.buffer, fromPage * PAGE_SIZE, (toPage - fromPage) * PAGE_SIZE);
+  }
+}
+
+/** Sends pages of one guest. */
+export class PageSender {
+  /** PAGE_DATA entries written so far by type nibble. */
+  readonly entriesByType = new Float64Array(16);
+  /** Of them, those with contents. */
+  dataPages = 0;
+  readonly #context: SaveContext;
+  readonly #ops: SaveOps;
+  readonly #slots: Slot[] = [];
+  readonly #bucket = new TokenBucket();
+  #nextSlot = 0;
+  #failure: { readonly reason: unknown } | undefined;
+  #turnBegan = now();
+
+  constructor(context: SaveContext) {
+    this.#context = context;
+    this.#ops = context.ops;
+    for (let i = 0; i < SLOTS; i++) this.#slots.push(new Slot());
+  }
+
+  /**
+   * Sends all pages of the context's dirty bitmap, ascending, then looks whether the guest is still one that can be
+   * saved. `expected` is about how many there are, for the reports.
+   */
+  async sendDirty(expected: number, { throttled }: { throttled: boolean }): Promise<Pass> {
+    const { dirty, control, out, p2mSize } = this.#context;
+    const began = now();
+    const bytesBefore = out.bytes;
+    let entries = 0;
+    let idleMs = 0;
+    for (let from = 0; ;) {
+      if (throttled) idleMs += await this.#throttle();
+      const slot = await this.#freeSlot();
+      let count = dirty.collect(from, slot.pfns);
+      const last = count < MAX_BATCH;
+      // The hypervisor fills whole words of the bitmap.
+      while (count > 0 && (slot.pfns[count - 1] as number) >= p2mSize) count--;
+      if (count > 0) {
+        from = (slot.pfns[count - 1] as number) + 1;
+        const size = await this.#sendBatch(slot, count);
+        if (throttled) this.#bucket.spend(size);
+        entries += count;
+        control.note({
+          transferred: out.bytes,
+          remaining: Math.max(0, expected - entries),
+          pages: this.dataPages,
+        });
+      }
+      if (last) break;
+    }
+    await this.#drain();
+    control.note({ transferred: out.bytes, remaining: 0, pages: this.dataPages });
+    await this.#ops.checkVmState();
+    control.throwIfCancelled();
+    return { entries, bytes: out.bytes - bytesBefore, ms: now() - began, idleMs };
+  }
+
+  /** Waits until no write is under way any more, and ignores how they ended. For the clean-up, the sink being aborted. */
+  async settle(): Promise<void> {
+    for (const slot of this.#slots) await slot.busy;
+  }
+
+  async #drain(): Promise<void> {
+    await this.settle();
+    this.#throwIfFailed();
+  }
+
+  #throwIfFailed(): void {
+    this.#context.control.throwIfCancelled();
+    if (this.#failure !== undefined) throw this.#failure.reason;
+  }
+
+  /** The slot that has been under way longest, once it is free. */
+  async #freeSlot(): Promise<Slot> {
+    const slot = this.#slots[this.#nextSlot] as Slot;
+    this.#nextSlot = (this.#nextSlot + 1) % SLOTS;
+    await slot.busy;
+    // A host and a sink that answer at once would keep everybody else from running, cancel() included.
+    if (now() - this.#turnBegan >= MAX_TURN_MS) {
+      await new Promise((resolve) => setImmediate(resolve));
+      this.#turnBegan = now();
+    }
+    this.#throwIfFailed();
+    return slot;
+  }
+
+  /** Keeps to the bandwidth limit. Returns for how many ms nothing went. */
+  async #throttle(): Promise<number> {
+    const { steering, control } = this.#context;
+    const rate = (): number => steering.limits.maxBytesPerSecond;
+    if (this.#bucket.delay(rate()) === 0) return 0;
+    // First what is under way: its time is the line's, not the limit's, and tells how fast the line is.
+    await this.#drain();
+    const began = now();
+    await waitForTokens(this.#bucket, rate, control.signal);
+    control.throwIfCancelled();
+    return now() - began;
+  }
+
+  /** Prepares a batch and starts to write it. Returns the record's size. */
+  async #sendBatch(slot: Slot, count: number): Promise<number> {
+    const { control, domain } = this.#context;
+    this.#ops.pfnsToGfns(slot.pfns, count, slot.gfns);
+    await domain.pageTypes(first(slot.gfns, count), first(slot.types, count));
+    control.throwIfCancelled();
+
+    const dataCount = this.#pickData(slot, count);
+    const views: Uint8Array[] = [slot.head];
+    let mapping: PageMapping | undefined;
+    if (dataCount > 0) {
+      mapping = await domain.mapFrames(first(slot.dataGfns, dataCount), 'read');
+      try {
+        control.throwIfCancelled();
+        const plain = this.#judgePages(slot, mapping, dataCount);
+        if (!plain || !gatherRuns(mapping, 0, dataCount, views)) gatherMixed(slot, mapping, dataCount, views);
+      } catch (error) {
+        mapping.release();
+        throw error;
+      }
+    }
+    const headSize = writePageDataHead(slot.head, slot.pfns, slot.types, count);
+    views[0] = slot.head.subarray(0, headSize);
+    this.#count(slot.types, count);
+
+    let size = 0;
+    for (const view of views) size += view.length;
+    slot.busy = this.#context.out.write(views).then(
+      () => mapping?.release(),
+      (reason: unknown) => {
+        this.#failure ??= { reason };
+        mapping?.release();
+      },
+    );
+    return size;
+  }
+
+  /** Collects the entries that have data. Returns how many. */
+  #pickData(slot: Slot, count: number): number {
+    const { types, gfns, dataGfns, entryOf } = slot;
+    let n = 0;
+    for (let i = 0; i < count; i++) {
+      const type = types[i] as number;
+      if (!isKnownPageType(type)) {
+        const what = `type 0x${type.toString(16)} of pfn ${hex(slot.pfns[i])} does not exist`;
+        throw new HypercallError('XEN_DOMCTL_getpageframeinfo3', Errno.EINVAL, what);
+      }
+      if (!pageTypeHasData(type)) continue;
+      dataGfns[n] = gfns[i] as number;
+      entryOf[n++] = i;
+    }
+    return n;
+  }
+
+  /**
+   * Decides what becomes of each mapped page. Those that cannot be sent now become XTAB and are left for the final
+   * pass; in the final pass that is an error. Returns true if all pages go out as they are.
+   */
+  #judgePages(slot: Slot, mapping: PageMapping, dataCount: number): boolean {
+    const { types, entryOf, fates, pfns } = slot;
+    const { errors, words, regionOf, offsetOf } = mapping;
+    let plain = true;
+    for (let j = 0; j < dataCount; j++) {
+      const entry = entryOf[j] as number;
+      const type = types[entry] as number;
+      let fate: Normalised = Normalised.AS_IS;
+      if (errors[j] !== 0) {
+        fate = this.#unmappable(slot, j, errors[j] as number);
+      } else if (type !== PageType.NOTAB) {
+        const page = words[regionOf[j] as number] as Uint32Array;
+        const at = (offsetOf[j] as number) / 4;
+        const level = pageTableLevel(type);
+        fate = this.#ops.normalisePage(pfns[entry] as number, level, page, at, slot.staging, j * PAGE_WORDS);
+      }
+      fates[j] = fate;
+      if (fate === Normalised.AS_IS) continue;
+      plain = false;
+      if (fate === Normalised.NOT_NOW) {
+        types[entry] = PageType.XTAB;
+        this.#context.defer(pfns[entry] as number);
+      }
+    }
+    return plain;
+  }
+
+  /** A running guest may have given a frame away since its type was asked; a suspended one cannot. */
+  #unmappable(slot: Slot, j: number, errno: number): Normalised {
+    if (!this.#context.guestSuspended) return Normalised.NOT_NOW;
+    const entry = slot.entryOf[j] as number;
+    const type = pageTypeName(slot.types[entry] as number);
+    const what = `${errnoName(errno)}: mapping of pfn ${hex(slot.pfns[entry])} (gfn ${hex(slot.dataGfns[j])}, ${type}) failed`;
+    throw new HypercallError('xenforeignmemory_map', errno, what);
+  }
+
+  #count(types: Uint8Array, count: number): void {
+    const { entriesByType } = this;
+    for (let i = 0; i < count; i++) {
+      const type = types[i] as number;
+      entriesByType[type] = (entriesByType[type] as number) + 1;
+      if (pageTypeHasData(type)) this.dataPages++;
+    }
+  }
+}
+
+/**
+ * Views of the pages of a batch that is no plain row: frames here and there, copies of page tables, pages left out.
+ * Everything is copied together when it would be too many pieces otherwise.
+ */
+function gatherMixed(slot: Slot, mapping: PageMapping, dataCount: number, views: Uint8Array[]): void {
+  if (!gatherPieces(slot, mapping, dataCount, views)) {
+    views.length = 1;
+    gatherCopies(slot, mapping, dataCount, views);
+  }
+}
+
+function gatherPieces(slot: Slot, mapping: PageMapping, dataCount: number, views: Uint8Array[]): boolean {
+  for (let j = 0; j < dataCount;) {
+    const end = sameFate(slot, j, dataCount);
+    const fate = slot.fates[j];
+    if (fate === Normalised.COPIED) views.push(slot.stagingBytes(j, end));
+    else if (fate === Normalised.AS_IS && !gatherRuns(mapping, j, end, views)) return false;
+    if (views.length > MAX_VIEWS) return false;
+    j = end;
+  }
+  return true;
+}
+
+function gatherCopies(slot: Slot, mapping: PageMapping, dataCount: number, views: Uint8Array[]): void {
+  // Normalised copies are in their place already.
+  let kept = 0;
+  for (let j = 0; j < dataCount;) {
+    const end = sameFate(slot, j, dataCount);
+    const fate = slot.fates[j];
+    if (fate === Normalised.AS_IS) copyOut(mapping, j, end, slot.staging, j * PAGE_WORDS);
+    if (fate === Normalised.NOT_NOW) {
+      if (kept < j) views.push(slot.stagingBytes(kept, j));
+      kept = end;
+    }
+    j = end;
+  }
+  if (kept < dataCount) views.push(slot.stagingBytes(kept, dataCount));
+}
+
+function sameFate(slot: Slot, from: number, dataCount: number): number {
+  const { fates } = slot;
+  let end = from + 1;
+  while (end < dataCount && fates[end] === fates[from]) end++;
+  return end;
+}
+
+function first<T extends Float64Array | Uint8Array>(array: T, count: number): T {
+  return count === array.length ? array : (array.subarray(0, count) as T);
+}
+
+function hex(frame: number | undefined): string {
+  return frame === undefined || frame < 0 ? 'INVALID' : `0x${frame.toString(16)}`;
+}

@@ -1,0 +1,58 @@
+/** Stopping the guest, and making sure that it stands still. */
+import { GuestError, TimeoutError } from '../errors.js';
+import { ShutdownReason, type DomainInfo } from '../host/host.js';
+import { SaveErrorCode } from './codes.js';
+import type { SaveContext } from './context.js';
+
+/** Time that a guest has to suspend, ms: libxl's. */
+export const SUSPEND_TIMEOUT_MS = 60_000;
+
+/**
+ * What the toolstack may take beyond the guest's time, ms: stopping the device model and saving its state. Only a
+ * toolstack that hangs meets this limit.
+ */
+const TOOLSTACK_GRACE_MS = 30_000;
+
+/** True if the domain is shut down with reason SUSPEND. */
+export function isSuspended(info: DomainInfo): boolean {
+  return info.shutdown && info.shutdownReason === ShutdownReason.SUSPEND;
+}
+
+/**
+ * Asks the toolstack to suspend the guest, and the hypervisor whether it is. A guest found suspended when the save
+ * began is left as it is.
+ *
+ * Throws TimeoutError, GuestError, what the toolstack throws, or the job's reason.
+ */
+export async function suspendGuest(context: SaveContext): Promise<void> {
+  const { control, toolstack, domid, options, live } = context;
+  if (!isSuspended(context.info)) {
+    const timeoutMs = options.suspendTimeoutMs ?? SUSPEND_TIMEOUT_MS;
+    const guard = new AbortController();
+    const timer = setTimeout(() => {
+      guard.abort(new TimeoutError('suspend', timeoutMs, 'the toolstack did not suspend the guest in time'));
+    }, timeoutMs + TOOLSTACK_GRACE_MS);
+    try {
+      const signal = AbortSignal.any([control.signal, guard.signal]);
+      await toolstack.suspend(domid, { signal, timeoutMs, live });
+    } catch (error) {
+      control.throwIfCancelled();
+      if (guard.signal.aborted) throw guard.signal.reason;
+      throw error;
+    } finally {
+      clearTimeout(timer);
+    }
+    control.throwIfCancelled();
+  }
+  await confirmSuspended(context);
+  context.guestSuspended = true;
+}
+
+/** Throws GuestError unless the guest is suspended now. */
+export async function confirmSuspended(context: SaveContext): Promise<void> {
+  const info = await context.domain.info();
+  context.control.throwIfCancelled();
+  if (isSuspended(info)) return;
+  const how = info.shutdown ? `it is shut down with reason ${info.shutdownReason}` : 'it runs';
+  throw new GuestError(SaveErrorCode.NOT_SUSPENDED, `the domain has not been suspended: ${how}`);
+}
