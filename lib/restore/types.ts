@@ -16,6 +16,19 @@ export interface RestoreOptions extends JobOptions {
   readonly run?: boolean | undefined;
   /** Refuse bytes after the end (default: they are left alone; a migration's handshake follows there). */
   readonly refuseTrailing?: boolean | undefined;
+  /**
+   * What to do when a checkpointed stream (Remus) ends or its peer is lost without an END record, after at least one
+   * complete checkpoint. `error` (default): the restore fails, as for any stream that is cut off. `failover`: the guest
+   * goes on from the last complete checkpoint. Only say so when the guest does not run at its source any more: nobody
+   * here can know, and two running copies destroy the guest's disks. Before the first complete checkpoint a stream
+   * that ends is always an error.
+   */
+  readonly onTruncatedCheckpoint?: 'error' | 'failover' | undefined;
+  /**
+   * Directory for a checkpoint that is not complete yet, where it is larger than 16 MiB. Default: the system's for
+   * temporary files. The file has no name and mode 0600: it holds guest memory.
+   */
+  readonly spoolDirectory?: string | undefined;
   /** Default: the host's. */
   readonly toolstack?: Toolstack | undefined;
   /** Default: asked from the toolstack. */
@@ -29,6 +42,12 @@ export interface RestoreResult {
   readonly bytes: number;
   /** Pages whose contents were written. */
   readonly pages: number;
+  /** Pages that got memory, and how many 2 MiB superpages there are among them. */
+  readonly populated: { readonly pages: number; readonly superpages: number };
+  /** Complete checkpoints that the guest's state comes from; 0 for a plain stream. */
+  readonly checkpoints: number;
+  /** True if the stream ended early and the guest was restored to its last complete checkpoint. */
+  readonly failedOver: boolean;
   /** Static data that the stream did not carry. */
   readonly missing: MissingStaticData;
   /** Frames of the xenstore and console rings (PV: mfns). */

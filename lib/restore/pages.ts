@@ -1,0 +1,255 @@
+/**
+ * PAGE_DATA on its way into the guest: memory for its pfns, the frames mapped, each piece of contents copied once from
+ * where the source has it to where the guest has it.
+ *
+ * A record is taken in batches of at most 1024 pages with contents, Xen's limit for mapping. Records of Xen's own sender
+ * are never longer than one batch; the format allows them to be.
+ */
+import { MAX_BATCH, PAGE_SIZE, pageTypeHasData } from '../abi/pages.js';
+import { PTES } from '../abi/pv.js';
+import { HypercallError, StreamFormatError } from '../errors.js';
+import type { Domain, PageMapping } from '../host/host.js';
+import { copyIn } from '../host/pages.js';
+import { StreamErrorCode } from '../stream/codes.js';
+import type { PageBytesEvent, PageDataEvent } from '../stream/events.js';
+import { RECORD_HEADER_SIZE } from '../stream/framing.js';
+import { PAGE_DATA_ENTRY_SIZE, PAGE_DATA_HEAD_SIZE } from '../stream/libxc/constants.js';
+import type { PopulatorPort, RestoreOps } from './ops.js';
+import { comparePages, VerifyScratch } from './verify.js';
+
+/** Mismatched pfns that a result lists. */
+const LISTED_MISMATCHES = 16;
+
+export class PageWriter {
+  readonly #domain: Domain;
+  readonly #ops: RestoreOps;
+  readonly #populator: PopulatorPort;
+  // The record and the batch of it whose contents are coming.
+  #record: PageDataEvent | undefined;
+  #nextEntry = 0;
+  #mapping: PageMapping | undefined;
+  #batchPages = 0;
+  /** Page of the record's contents that is the batch's first. */
+  #batchStart = 0;
+  #batchHasTables = false;
+  #ascending = true;
+  /** Entry of the record that each page of the batch belongs to. */
+  readonly #entryOf = new Uint32Array(MAX_BATCH);
+  readonly #gfns = new Float64Array(MAX_BATCH);
+  readonly #references = new Float64Array(PTES);
+  #verify: VerifyScratch | undefined;
+  #pages = 0;
+  #mismatches = 0;
+  readonly #mismatched: number[] = [];
+
+  constructor(domain: Domain, ops: RestoreOps, populator: PopulatorPort) {
+    this.#domain = domain;
+    this.#ops = ops;
+    this.#populator = populator;
+  }
+
+  /** Pages whose contents were taken so far. */
+  get pages(): number {
+    return this.#pages;
+  }
+
+  /** What comparing found. */
+  get mismatches(): { readonly count: number; readonly pfns: readonly number[] } {
+    return { count: this.#mismatches, pfns: this.#mismatched };
+  }
+
+  get verifying(): boolean {
+    return this.#verify !== undefined;
+  }
+
+  /** From now on contents are compared with the guest's memory, not written to it. */
+  startVerify(): void {
+    this.#verify ??= new VerifyScratch();
+  }
+
+  /** Takes a record's table: checks its pfns, gives them memory, notes their types and maps the first batch. */
+  async begin(record: PageDataEvent): Promise<void> {
+    const { pfns, types, count, offset } = record;
+    const ops = this.#ops;
+    for (let i = 0; i < count; i++) {
+      if (!ops.pfnIsValid(pfns[i] as number)) throw this.#badPfn(record, i);
+    }
+    await this.#populator.populate(pfns, count, types, offset);
+    for (let i = 0; i < count; i++) ops.setPageType(pfns[i] as number, types[i] as number);
+    if (record.dataPages === 0) return;
+    this.#record = record;
+    this.#nextEntry = 0;
+    this.#batchStart = 0;
+    this.#batchPages = 0;
+    await this.#mapBatch(record);
+  }
+
+  /** Takes a piece of the record's contents. Returns a promise only where there is something to wait for. */
+  bytes(event: PageBytesEvent): Promise<void> | undefined {
+    const mapping = this.#mapping;
+    if (mapping === undefined) throw new TypeError('page contents without a record');
+    const at = event.at - this.#batchStart * PAGE_SIZE;
+    const room = this.#batchPages * PAGE_SIZE - at;
+    if (event.bytes.length < room) {
+      copyIn(mapping, at, event.bytes);
+      return undefined;
+    }
+    if (event.bytes.length === room && !this.#batchHasTables && this.#verify === undefined) {
+      copyIn(mapping, at, event.bytes);
+      this.#endBatch();
+      if (event.last) {
+        this.#record = undefined;
+        return undefined;
+      }
+    }
+    return this.#finishBatches(event);
+  }
+
+  /** Lets go of what is mapped. Harmless at any time. */
+  release(): void {
+    this.#mapping?.release();
+    this.#mapping = undefined;
+    this.#record = undefined;
+  }
+
+  /** The way of pieces that end a batch with something to be done, or reach into the next one. */
+  async #finishBatches(event: PageBytesEvent): Promise<void> {
+    const record = this.#record;
+    if (record === undefined) throw new TypeError('page contents without a record');
+    let done = this.#batchStart * PAGE_SIZE > event.at ? this.#batchStart * PAGE_SIZE - event.at : 0;
+    for (;;) {
+      if (this.#mapping === undefined) {
+        if (this.#nextEntryWithData(record) === record.count) break;
+        await this.#mapBatch(record);
+      }
+      const at = event.at + done - this.#batchStart * PAGE_SIZE;
+      const n = Math.min(event.bytes.length - done, this.#batchPages * PAGE_SIZE - at);
+      if (n > 0) copyIn(this.#mapping as PageMapping, at, event.bytes.subarray(done, done + n));
+      done += n;
+      if (at + n < this.#batchPages * PAGE_SIZE) return;
+      if (this.#batchHasTables) await this.#localiseBatch(record);
+      if (this.#verify !== undefined) await this.#compareBatch(record, this.#verify);
+      this.#endBatch();
+    }
+    this.#record = undefined;
+  }
+
+  async #mapBatch(record: PageDataEvent): Promise<void> {
+    const { pfns, types, count } = record;
+    const ops = this.#ops;
+    let n = 0;
+    let previous = -1;
+    this.#batchHasTables = false;
+    this.#ascending = true;
+    let i = this.#nextEntry;
+    for (; i < count && n < MAX_BATCH; i++) {
+      const type = types[i] as number;
+      if (!pageTypeHasData(type)) continue;
+      const pfn = pfns[i] as number;
+      this.#gfns[n] = ops.pfnToGfn(pfn);
+      this.#entryOf[n++] = i;
+      if (pfn <= previous) this.#ascending = false;
+      previous = pfn;
+      if (ops.holdsFrames(type)) this.#batchHasTables = true;
+    }
+    this.#nextEntry = i;
+    this.#batchPages = n;
+    this.#mapping = this.#verify?.mapping ?? (await this.#map(record, 'write'));
+  }
+
+  async #map(record: PageDataEvent, access: 'read' | 'write'): Promise<PageMapping> {
+    const mapping = await this.#domain.mapFrames(this.#gfns.subarray(0, this.#batchPages), access);
+    for (let i = 0; i < this.#batchPages; i++) {
+      const error = mapping.errors[i] as number;
+      if (error === 0) continue;
+      mapping.release();
+      const pfn = record.pfns[this.#entryOf[i] as number] as number;
+      throw new HypercallError('xenforeignmemory_map', error, `pfn ${hex(pfn)} could not be mapped`);
+    }
+    return mapping;
+  }
+
+  #endBatch(): void {
+    this.#mapping?.release();
+    this.#mapping = undefined;
+    this.#pages += this.#batchPages;
+    this.#batchStart += this.#batchPages;
+    this.#batchPages = 0;
+  }
+
+  /** Puts this host's frames into the batch's page tables, which are complete now. */
+  async #localiseBatch(record: PageDataEvent): Promise<void> {
+    const mapping = this.#mapping as PageMapping;
+    const ops = this.#ops;
+    const again = this.#verify === undefined && !this.#ascending ? this.#lastOfPfn(record) : undefined;
+    for (let i = 0; i < this.#batchPages; i++) {
+      const entry = this.#entryOf[i] as number;
+      const type = record.types[entry] as number;
+      if (!ops.holdsFrames(type)) continue;
+      // A pfn that comes again: both places are the same memory, and only the last contents are there.
+      if (again !== undefined && again.get(record.pfns[entry] as number) !== i) continue;
+      const words = mapping.words[mapping.regionOf[i] as number] as Uint32Array;
+      const at = (mapping.offsetOf[i] as number) / 4;
+      const n = ops.collectReferences(type, words, at, this.#references);
+      if (n < 0) throw this.#badTable(record, i, -1 - n, words, at);
+      if (n > 0) await this.#populator.populate(this.#references, n, undefined, record.offset);
+      ops.localisePage(type, words, at);
+    }
+  }
+
+  #lastOfPfn(record: PageDataEvent): Map<number, number> {
+    const last = new Map<number, number>();
+    for (let i = 0; i < this.#batchPages; i++) last.set(record.pfns[this.#entryOf[i] as number] as number, i);
+    return last;
+  }
+
+  async #compareBatch(record: PageDataEvent, scratch: VerifyScratch): Promise<void> {
+    const guest = await this.#map(record, 'read');
+    try {
+      comparePages(scratch.mapping, guest, this.#batchPages, (i) => {
+        this.#mismatches++;
+        if (this.#mismatched.length < LISTED_MISMATCHES) {
+          this.#mismatched.push(record.pfns[this.#entryOf[i] as number] as number);
+        }
+      });
+    } finally {
+      guest.release();
+    }
+  }
+
+  #nextEntryWithData({ types, count }: PageDataEvent): number {
+    let i = this.#nextEntry;
+    while (i < count && !pageTypeHasData(types[i] as number)) i++;
+    return i;
+  }
+
+  #badPfn({ offset, pfns }: PageDataEvent, i: number): StreamFormatError {
+    return new StreamFormatError(StreamErrorCode.FIELD, `${hex(pfns[i] as number)} is no pfn of the guest`, {
+      offset: offset + RECORD_HEADER_SIZE + PAGE_DATA_HEAD_SIZE + i * PAGE_DATA_ENTRY_SIZE,
+      record: 'PAGE_DATA',
+      path: `pfns[${i}].pfn`,
+    });
+  }
+
+  #badTable(
+    { offset, count, pfns }: PageDataEvent,
+    i: number,
+    pte: number,
+    words: Uint32Array,
+    at: number,
+  ): StreamFormatError {
+    const value = (BigInt(words[at + 2 * pte + 1] as number) << 32n) | BigInt(words[at + 2 * pte] as number);
+    const pfn = pfns[this.#entryOf[i] as number] as number;
+    const reason = `entry 0x${value.toString(16)} of the page table at pfn ${hex(pfn)} cannot be the guest's`;
+    const contents = offset + RECORD_HEADER_SIZE + PAGE_DATA_HEAD_SIZE + count * PAGE_DATA_ENTRY_SIZE;
+    return new StreamFormatError(StreamErrorCode.FIELD, reason, {
+      offset: contents + (this.#batchStart + i) * PAGE_SIZE + pte * 8,
+      record: 'PAGE_DATA',
+      path: `pages[${this.#batchStart + i}].entries[${pte}]`,
+    });
+  }
+}
+
+function hex(value: number): string {
+  return `0x${value.toString(16)}`;
+}
