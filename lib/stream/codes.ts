@@ -49,6 +49,8 @@ export const StreamErrorCode = {
   CONFIG: 'ERR_XEN_STREAM_CONFIG',
   /** Bytes after the end of the stream. */
   TRAILING: 'ERR_XEN_STREAM_TRAILING',
+  /** Made from a legacy stream by a converter. A remark of verifiers. */
+  CONVERTED: 'ERR_XEN_STREAM_CONVERTED',
 } as const;
 
 export type StreamErrorCode = (typeof StreamErrorCode)[keyof typeof StreamErrorCode];

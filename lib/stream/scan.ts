@@ -1,0 +1,153 @@
+/** A stream read to its very end for its own sake, as `verify` and `inspect` do: errors end the reading, not the caller. */
+
+import { StreamFormatError } from '../errors.js';
+import type { ByteSource } from '../transport/types.js';
+import type { StreamEvent } from './events.js';
+import { recogniseFormat, RECOGNISE_SIZE, type RecognisedFormat, type StreamFormat } from './recognise.js';
+import { StreamReader, type StreamReaderOptions } from './stream-reader.js';
+
+export interface ScanOptions extends Pick<StreamReaderOptions, 'format' | 'maxRecordLength'> {
+  /** False: the end of the stream is the end; what follows it is neither read nor counted. Default true. */
+  readonly trailing?: boolean | undefined;
+}
+
+/** What `verify` and `inspect` say of a stream's format. */
+export type ScannedFormat = RecognisedFormat | 'unknown';
+
+/** First bytes after the end of the stream, kept to be recognised. */
+const TAIL_SIZE = 64;
+
+/** Bytes that are welcome after the end of the stream, where they are only counted. */
+const TRAILING_WANT = 1 << 20;
+
+/**
+ * Feeds a lenient reader and hands on its events, until the stream's end or an error that makes the rest unreadable.
+ * No method throws for what is in the stream.
+ */
+export class Scan {
+  readonly #reader: StreamReader;
+  readonly #onEvent: (event: StreamEvent) => void;
+  readonly #wantsTrailing: boolean;
+  readonly #first = new Uint8Array(RECOGNISE_SIZE);
+  readonly #tail = new Uint8Array(TAIL_SIZE);
+  #bytes = 0;
+  #trailing = 0;
+  #error: StreamFormatError | undefined;
+
+  constructor(options: ScanOptions, onEvent: (event: StreamEvent) => void) {
+    const { format, maxRecordLength } = options;
+    this.#reader = new StreamReader({ format, maxRecordLength, lenient: true });
+    this.#onEvent = onEvent;
+    this.#wantsTrailing = options.trailing ?? true;
+  }
+
+  /** Bytes that are of use now: for a source that must not be read beyond the stream. 0 once nothing more is. */
+  get want(): number {
+    if (this.#error !== undefined) return 0;
+    if (this.#reader.done) return this.#wantsTrailing ? TRAILING_WANT : 0;
+    return this.#reader.want;
+  }
+
+  /** Why the reading ended before the end of the stream. */
+  get error(): StreamFormatError | undefined {
+    return this.#error;
+  }
+
+  /** Bytes looked at, trailing ones too. */
+  get bytes(): number {
+    return this.#bytes;
+  }
+
+  /** Offset of the next byte of the stream proper. */
+  get position(): number {
+    return this.#reader.position;
+  }
+
+  /** True once the stream's last byte was there. */
+  get complete(): boolean {
+    return this.#reader.done;
+  }
+
+  /** Bytes after the end of the stream. */
+  get trailing(): number {
+    return this.#trailing;
+  }
+
+  /** The first of them, up to 64. */
+  get tail(): Uint8Array {
+    return this.#tail.subarray(0, Math.min(this.#trailing, TAIL_SIZE));
+  }
+
+  /** The format as told or recognised. */
+  get format(): ScannedFormat {
+    return (
+      this.#reader.format ?? recogniseFormat(this.#first.subarray(0, Math.min(this.#bytes, 8))) ?? 'unknown'
+    );
+  }
+
+  /** Takes bytes, any number; what is of no use any more is not looked at. */
+  feed(bytes: Uint8Array): void {
+    const reader = this.#reader;
+    if (this.#bytes < RECOGNISE_SIZE) {
+      this.#first.set(bytes.subarray(0, RECOGNISE_SIZE - this.#bytes), this.#bytes);
+    }
+    let at = 0;
+    try {
+      while (at < bytes.length && !reader.done) {
+        if (this.#error !== undefined) return;
+        const n = Math.min(reader.want, bytes.length - at);
+        const piece = n === bytes.length ? bytes : bytes.subarray(at, at + n);
+        at += n;
+        this.#bytes += n;
+        const event = reader.feed(piece);
+        if (event !== undefined) this.#onEvent(event);
+      }
+    } catch (error) {
+      this.#fail(error);
+      return;
+    }
+    if (at < bytes.length && this.#wantsTrailing) this.#trail(bytes.subarray(at));
+  }
+
+  /** Says that no bytes follow. */
+  end(): void {
+    if (this.#error !== undefined) return;
+    try {
+      this.#reader.end();
+    } catch (error) {
+      this.#fail(error);
+    }
+  }
+
+  #trail(bytes: Uint8Array): void {
+    if (this.#trailing < TAIL_SIZE) {
+      this.#tail.set(bytes.subarray(0, TAIL_SIZE - this.#trailing), this.#trailing);
+    }
+    this.#trailing += bytes.length;
+    this.#bytes += bytes.length;
+  }
+
+  #fail(error: unknown): void {
+    if (!(error instanceof StreamFormatError)) throw error;
+    this.#error = error;
+  }
+}
+
+/** Feeds all of a source to something that scans. Rejects with what the source rejects with, and CancelledError. */
+export async function feedAll(
+  source: ByteSource,
+  scan: { readonly want: number; feed(bytes: Uint8Array): void },
+  options: { readonly trailing?: boolean | undefined; readonly signal?: AbortSignal | undefined },
+): Promise<void> {
+  // Who wants all bytes of the source anyway need not ask for them piece by piece.
+  const whole = options.trailing ?? true;
+  for (let want = scan.want; want > 0; want = scan.want) {
+    const max = whole ? TRAILING_WANT : want;
+    const bytes = source.take(max);
+    if (bytes !== undefined) scan.feed(bytes);
+    else if (!(await source.wait(max, options.signal))) return;
+  }
+}
+
+/** Formats that `--format` and the like may name. */
+export const SCAN_FORMATS: readonly (StreamFormat | 'auto')[] = ['auto', 'libxc', 'libxl', 'xl'];
