@@ -17,15 +17,19 @@ const defaults: FullTimeouts = {
   totalMs: Infinity,
 };
 
-/** Longer than a sender's guest may take to suspend. */
-const RECEIVER_STALL = 180_000;
+const receiverDefaults: Partial<FullTimeouts> = {
+  // Longer than a sender's guest may take to suspend.
+  stallMs: 180_000,
+  // Shorter than the sender's, who then still hears that the receiver has given up.
+  switchoverMs: 30_000,
+};
 
 /** The longest delay that a timer of Node can have; beyond it fires at once. */
 const LONGEST_TIMER = 2 ** 31 - 1;
 
 /** The caller's timeouts over the defaults. Throws UsageError for what is no time. */
 export function fullTimeouts(role: 'sender' | 'receiver', given: MigrationTimeouts = {}): FullTimeouts {
-  const full = { ...defaults, ...(role === 'receiver' ? { stallMs: RECEIVER_STALL } : {}) };
+  const full = { ...defaults, ...(role === 'receiver' ? receiverDefaults : {}) };
   for (const name of Object.keys(defaults) as (keyof FullTimeouts)[]) {
     const ms = given[name];
     if (ms === undefined) continue;

@@ -72,7 +72,7 @@ class Receiver {
       const restored = await this.#readStream();
       await this.#yours(restored);
       const state = await this.#start(restored.domid, offer);
-      const sourceReleased = await this.#released();
+      const sourceReleased = await this.#released(restored.domid, state);
       return { ...restored, id: offer.id, offer, state, sourceReleased };
     } catch (error) {
       throw await this.#failed(error);
@@ -114,7 +114,7 @@ class Receiver {
       this.#options.accept?.(offer, s),
     );
     await withLimit('hello', helloMs, `${SENDER} did not take READY`, signal, () =>
-      wire.send({ type: FrameType.READY, id: offer.id, version, software: SOFTWARE }, 'first'),
+      wire.send({ type: FrameType.READY, id: offer.id, version, software: SOFTWARE }),
     );
     this.#session.pass(SyncPoint.READY);
     return offer;
@@ -167,23 +167,22 @@ class Receiver {
     this.#session.pass(SyncPoint.YOURS);
   }
 
-  /** 6 RUNNING. The sender has let go: whatever becomes of the connection, the guest runs here if it can. */
+  /** The sender has let go: whatever becomes of the connection, the guest runs here if it can. */
   async #start(domid: number, offer: MigrationOffer): Promise<'running' | 'paused'> {
     const state = offer.paused ? 'paused' : 'running';
     if (!offer.paused) await this.#toolstack.unpause(domid);
     this.#session.pass(SyncPoint.RUNNING);
-    this.#farewell = await this.#wire.trySend({ type: FrameType.RUNNING, domid, state });
     return state;
   }
 
-  /** 7 RELEASED, if it comes. */
-  async #released(): Promise<boolean> {
-    if (!this.#farewell) return false;
+  /** 6 RUNNING is told, and 7 RELEASED heard, if it comes. The guest runs: a failure here is none of the migration. */
+  async #released(domid: number, state: 'running' | 'paused'): Promise<boolean> {
     try {
       const what = `${SENDER} did not say that its copy is gone`;
-      const frame = await withLimit('release', this.#timeouts.releaseMs, what, undefined, (s) =>
-        this.#wire.receive(s),
-      );
+      const frame = await withLimit('release', this.#timeouts.releaseMs, what, undefined, async (s) => {
+        await this.#wire.send({ type: FrameType.RUNNING, domid, state });
+        return this.#wire.receive(s);
+      });
       if (frame.type !== FrameType.RELEASED) return false;
       this.#session.pass(SyncPoint.RELEASED);
       return true;
@@ -196,6 +195,7 @@ class Receiver {
   /** Takes the copy away and tells the sender. Returns the error to throw. */
   async #failed(failure: unknown): Promise<unknown> {
     const error = asOurs(failure);
+    error.phase ??= this.#control.phase;
     this.#control.enter('cleanup');
     const { committed, point } = this.#session;
     // Before the commit point nothing here ever ran, nor will it: the sender need not wait for the clean-up to know.
@@ -213,7 +213,7 @@ class Receiver {
     if (!this.#greeted) return false;
     const reason = reasonOf(error);
     return this.#session.point < SyncPoint.READY
-      ? this.#wire.trySend({ type: FrameType.REFUSED, reason }, 'first')
+      ? this.#wire.trySend({ type: FrameType.REFUSED, reason })
       : this.#wire.trySend({ type: FrameType.FAILED, reason, gone });
   }
 

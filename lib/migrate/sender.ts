@@ -140,7 +140,7 @@ class Sender {
       wire.connected(s),
     );
     return withLimit('hello', helloMs, `${RECEIVER} did not answer the greeting`, signal, async (s) => {
-      await wire.send({ type: FrameType.HELLO, offer }, 'first');
+      await wire.send({ type: FrameType.HELLO, offer });
       this.#session.pass(SyncPoint.HELLO);
       const peer = await wire.receivePreamble(s);
       const version = commonVersion(peer);
@@ -247,11 +247,14 @@ class Sender {
     if (this.#wire.lost) throw new PeerError('ERR_XEN_PEER_LOST', `${RECEIVER} closed the connection`);
     this.#session.pass(SyncPoint.YOURS);
     this.#answer = this.#wire.receive();
+    // If YOURS itself cannot be sent, nobody waits for the answer any more.
+    this.#answer.catch(() => undefined);
     const { switchoverMs } = this.#timeouts;
     const what = `${RECEIVER} did not confirm that the guest runs`;
-    const frame = await withLimit('switchover', switchoverMs, what, undefined, async () => {
-      await this.#wire.send({ type: FrameType.YOURS, id: this.#session.id });
-      return this.#heard();
+    const frame = await withLimit('switchover', switchoverMs, what, undefined, () => {
+      const sending = this.#wire.send({ type: FrameType.YOURS, id: this.#session.id });
+      // The receiver may have given up, and said so, before YOURS got through.
+      return Promise.race([this.#heard(), sending.then(() => this.#heard())]);
     });
     if (frame.type === FrameType.RUNNING) {
       this.#session.pass(SyncPoint.RUNNING);
@@ -281,6 +284,7 @@ class Sender {
   /** Puts things right after a failure, by the rule of the point that was passed last. Returns the error to throw. */
   async #failed(failure: unknown): Promise<unknown> {
     const error = asOurs(await this.#account(failure));
+    error.phase ??= this.#control.phase;
     const { rule, committed } = this.#session;
     if (rule === 'destination') return error;
     if (rule === 'keep-suspended' && !this.#handedBack) return this.#unknown(error);

@@ -24,7 +24,10 @@ export interface MigrationTimeouts {
    * while its `beforeSwitchover` runs).
    */
   readonly stallMs?: number | undefined;
-  /** Each half of the handover: from the stream's end to RESTORED, and from YOURS to RUNNING. Default 60 000. */
+  /**
+   * The handover. Sender: from the stream's end to RESTORED, and from YOURS to RUNNING, each (default 60 000). Receiver:
+   * from RESTORED to YOURS (default 30 000; keep it below the sender's, who then still hears that the receiver gave up).
+   */
   readonly switchoverMs?: number | undefined;
   /** Receiver: from RUNNING until the sender says that its copy is gone. Running out is no error. Default 30 000. */
   readonly releaseMs?: number | undefined;

@@ -22,7 +22,7 @@ import { describeForeign, FOREIGN_SAMPLE } from './foreign.js';
 import { withLimit } from './limits.js';
 
 /** ms that a farewell may take: a last frame out, and the peer's own end of the connection in. */
-const FAREWELL = 1000;
+const FAREWELL = 3000;
 
 /** One end of a migration's connection. */
 export class Wire {
@@ -30,6 +30,8 @@ export class Wire {
   /** `the receiver` or `the sender`: who is at the other end. */
   readonly #who: string;
   readonly #connection: Connection;
+  /** The preamble has been sent. */
+  #greeted = false;
 
   /** @param who Who is at the other end, for messages */
   constructor(peer: Duplex, who: string) {
@@ -76,19 +78,19 @@ export class Wire {
     socket.setNoDelay?.(true);
   }
 
-  /** Sends a frame, with the preamble before it if it is this direction's first. */
-  async send(frame: Frame, first?: 'first'): Promise<void> {
+  /** Sends a frame, the first one with the preamble before it. */
+  async send(frame: Frame): Promise<void> {
     const bytes = encodeFrame(frame);
-    await this.sink.write([first === undefined ? bytes : Buffer.concat([encodePreamble(), bytes])]);
+    const views = this.#greeted ? [bytes] : [Buffer.concat([encodePreamble(), bytes])];
+    this.#greeted = true;
+    await this.sink.write(views);
   }
 
   /** Sends a frame if it can be sent within a moment. Whether that worked is told, never thrown. */
-  async trySend(frame: Frame, first?: 'first'): Promise<boolean> {
+  async trySend(frame: Frame): Promise<boolean> {
     if (this.lost) return false;
     try {
-      await withLimit('farewell', FAREWELL, 'sending the last frame', undefined, () =>
-        this.send(frame, first),
-      );
+      await withLimit('farewell', FAREWELL, 'sending the last frame', undefined, () => this.send(frame));
       return true;
     } catch {
       return false;
@@ -102,10 +104,7 @@ export class Wire {
     while (length < PREAMBLE_LENGTH) {
       const piece = await this.#take(PREAMBLE_LENGTH - length, signal);
       if (piece === undefined) {
-        if (length === 0) throw this.#closed('without a word');
-        throw protocolError(
-          `${this.#who} ${describeForeign(bytes.subarray(0, length))}, and closed the connection`,
-        );
+        throw this.#closed(length === 0 ? 'without a word' : 'in the middle of its greeting');
       }
       bytes.set(piece, length);
       length += piece.length;

@@ -1,0 +1,147 @@
+import { describe, expect, test } from 'vitest';
+import { PeerError, UsageError } from '../../../lib/errors.js';
+import { streamLength } from './fakes.js';
+import { endOf, errorOf, ID, MEMORY, play } from './scene.js';
+
+describe('a migration that goes well', () => {
+  test('moves the guest and destroys the source copy last', async () => {
+    const scene = play();
+    const { sent, received } = await endOf(scene);
+    expect(sent).toMatchObject({
+      value: { id: ID, peerDomid: 1, peerState: 'running', bytes: streamLength(MEMORY) },
+    });
+    expect(received).toMatchObject({
+      value: {
+        id: ID,
+        state: 'running',
+        sourceReleased: true,
+        bytes: streamLength(MEMORY),
+        offer: { name: 'guest', hvm: true, memory: 4096, paused: false },
+      },
+    });
+    expect(scene.source.domains.size).toBe(0);
+    expect(scene.source.calls).toEqual(['domainConfig 1', 'suspend 1', 'destroy 1']);
+    expect(scene.destination.calls).toEqual(['createDomain', 'unpause 1']);
+    expect(scene.sender.status).toMatchObject({ state: 'completed', phase: 'done' });
+    expect(scene.receiver.status).toMatchObject({ state: 'completed', phase: 'done', domid: 1 });
+  });
+
+  test('counts the handover into the downtime', async () => {
+    const { sent } = await endOf(play());
+    if (!('value' in sent)) expect.unreachable();
+    else {
+      expect(sent.value.downtime).toMatchObject({ suspend: 1, finalPass: 2, state: 3, deviceModel: 4 });
+      expect(sent.value.downtime.handover).toBeGreaterThan(0);
+      expect(sent.value.downtime.total).toBeGreaterThanOrEqual(sent.value.downtime.handover);
+    }
+  });
+
+  test('a paused guest stays paused', async () => {
+    const scene = play({ paused: true });
+    const { sent, received } = await endOf(scene);
+    expect(sent).toMatchObject({ value: { peerState: 'paused' } });
+    expect(received).toMatchObject({ value: { state: 'paused', offer: { paused: true } } });
+    expect(scene.destination.domains.get(1)?.paused).toBe(true);
+    expect(scene.destination.calls).not.toContain('unpause 1');
+  });
+});
+
+describe('refusals', () => {
+  test('the receiver may refuse what is offered, and the sender hears why', async () => {
+    const scene = play({
+      receive: {
+        accept: (offer) => {
+          throw new UsageError(`no room for ${String(offer.name)}`);
+        },
+      },
+    });
+    const { sent, received } = await endOf(scene);
+    expect(errorOf(sent)).toMatchObject({
+      code: 'ERR_XEN_PEER_REFUSED',
+      message: 'the receiver refused: no room for guest (ERR_XEN_INVALID_ARGUMENT)',
+      guest: { host: 'source', state: 'running' },
+    });
+    expect(errorOf(received)).toBeInstanceOf(UsageError);
+    expect(scene.destination.calls).toEqual([]);
+    expect(scene.source.calls).toEqual(['domainConfig 1']);
+  });
+
+  test('a domain that cannot be built is told to the sender', async () => {
+    const scene = play();
+    scene.destination.failing.add('createDomain');
+    const { sent, place } = await endOf(scene);
+    expect(place).toBe('source');
+    expect(errorOf(sent).message).toBe('the receiver failed: createDomain: made to fail (ERR_XEN_HYPERCALL)');
+  });
+
+  test('a guest that cannot be run there is taken back', async () => {
+    const scene = play();
+    scene.destination.failing.add('unpause');
+    const { sent, received, place } = await endOf(scene);
+    expect(place).toBe('source');
+    expect(errorOf(sent)).toMatchObject({ code: 'ERR_XEN_PEER_REFUSED', phase: 'handshake' });
+    expect(errorOf(received)).toMatchObject({ syscall: 'unpause', guest: { host: 'source' } });
+    expect(scene.source.calls).toEqual(['domainConfig 1', 'suspend 1', 'resume 1']);
+  });
+
+  test('a guest that cannot be run nor destroyed there is nobody knows where', async () => {
+    const scene = play();
+    scene.destination.failing.add('unpause').add('destroy');
+    const [sent, received] = [errorOf(await scene.sent), errorOf(await scene.received)];
+    expect(sent).toMatchObject({ code: 'ERR_XEN_HANDOVER_UNKNOWN', guest: { host: 'unknown' } });
+    expect(received).toMatchObject({ syscall: 'unpause', guest: { host: 'unknown' } });
+    expect(received.cleanupErrors).toHaveLength(1);
+    expect(scene.guest.suspended).toBe(true);
+  });
+});
+
+describe('failures at the source', () => {
+  test('a guest that does not suspend goes on, and nothing is left there', async () => {
+    const scene = play();
+    scene.source.failing.add('suspend');
+    const { sent, received, place } = await endOf(scene);
+    expect(place).toBe('source');
+    expect(errorOf(sent)).toMatchObject({ syscall: 'suspend' });
+    expect(errorOf(received)).toMatchObject({ code: 'ERR_XEN_STREAM_TRUNCATED' });
+  });
+
+  test('a copy that cannot be destroyed does not undo the migration', async () => {
+    const scene = play();
+    scene.source.failing.add('destroy');
+    const { sent, received, place } = await endOf(scene);
+    expect(place).toBe('destination');
+    expect(errorOf(sent)).toMatchObject({
+      code: 'ERR_XEN_GUEST_NOT_DESTROYED',
+      guest: { host: 'destination', state: 'running' },
+    });
+    expect(received).toMatchObject({ value: { sourceReleased: false } });
+    expect(scene.guest.suspended).toBe(true);
+  });
+
+  test('a guest that cannot be resumed after a failure is said to be suspended', async () => {
+    const scene = play();
+    scene.destination.failing.add('unpause');
+    scene.source.failing.add('resume');
+    const error = errorOf(await scene.sent);
+    expect(error).toBeInstanceOf(PeerError);
+    expect(error.guest).toEqual({ host: 'source', state: 'suspended' });
+    expect(error.cleanupErrors).toMatchObject([{ syscall: 'resume' }]);
+  });
+
+  test('no such domain', async () => {
+    const scene = play({ send: { domid: 77 } });
+    const error = errorOf(await scene.sent);
+    expect(error).toMatchObject({ errno: 3, guest: { host: 'none', state: 'gone' } });
+    expect(errorOf(await scene.received)).toMatchObject({
+      code: 'ERR_XEN_PEER_LOST',
+      message: 'the sender closed the connection without a word',
+    });
+  });
+
+  test('an error that is none of the library is wrapped, not lost', async () => {
+    const cause = new RangeError('a defect');
+    const scene = play({ save: () => Promise.reject(cause) });
+    const { sent } = await endOf(scene);
+    expect(errorOf(sent)).toMatchObject({ code: 'ERR_XEN_INTERNAL', message: 'a defect', cause });
+  });
+});
