@@ -1,0 +1,107 @@
+/**
+ * The worker thread in which a guest runs. It never returns to its event loop: it runs slices of the program, and
+ * between two steps looks whether the host wants something. So the guest stops only between steps, and a stopped
+ * guest costs no time.
+ */
+import { receiveMessageOnPort, workerData, type MessagePort } from 'node:worker_threads';
+import { GuestMemory } from './guest-memory.js';
+import { GuestProgram } from './program.js';
+import { decodeRegisters, encodeRegisters } from './registers.js';
+import { Control, type GuestReply, type GuestRequest } from './worker-protocol.js';
+
+/** Steps between two looks at the control block. */
+const SLICE = 64;
+/** Longest time of a paced guest's sleep, in ms. */
+const TICK = 5;
+/** Time that a paced guest may catch up after it was held up, in ms. */
+const CATCH_UP = 50;
+
+const { port, control } = workerData as { port: MessagePort; control: Int32Array };
+
+let program: GuestProgram | undefined;
+/** The program, while the host wants it to run. */
+let active: GuestProgram | undefined;
+let paceFrom = 0;
+let paceDone = 0;
+
+function required(): GuestProgram {
+  if (program === undefined) throw new Error('no program loaded');
+  return program;
+}
+
+function serve(request: GuestRequest): GuestReply['value'] {
+  switch (request.op) {
+    case 'create':
+      program = GuestProgram.create(new GuestMemory(request.shared), request.boot, request.trace);
+      return true;
+    case 'resume': {
+      const registers = decodeRegisters(request.registers);
+      program =
+        typeof registers === 'string'
+          ? undefined
+          : GuestProgram.resume(new GuestMemory(request.shared), registers);
+      return program !== undefined;
+    }
+    case 'run':
+      active = required();
+      paceFrom = performance.now();
+      paceDone = 0;
+      return true;
+    case 'halt':
+      active = undefined;
+      return encodeRegisters(required().registers());
+    case 'check':
+      return required().check();
+  }
+}
+
+/** Runs until the host wants something or there is nothing to do before `Atomics.wait` ends. */
+function runFor(p: GuestProgram, seen: number): void {
+  const { rate } = p.boot;
+  while (Atomics.load(control, Control.ATTENTION) === seen) {
+    let n = Math.min(SLICE, p.appetite);
+    if (rate > 0 && n > 0) {
+      const now = performance.now();
+      if (now - paceFrom - (paceDone / rate) * 1000 > CATCH_UP) {
+        paceFrom = now - CATCH_UP;
+        paceDone = 0;
+      }
+      n = Math.min(n, Math.floor(((now - paceFrom) * rate) / 1000) - paceDone);
+      paceDone += Math.max(0, n);
+    }
+    if (n > 0) {
+      p.run(n);
+      publish();
+    } else if (p.appetite === 0) {
+      Atomics.wait(control, Control.ATTENTION, seen);
+    } else {
+      Atomics.wait(control, Control.ATTENTION, seen, Math.min(TICK, Math.ceil(1000 / rate)));
+    }
+  }
+}
+
+/** Leaves the step number where the host can read it without asking. */
+function publish(): void {
+  if (program === undefined) return;
+  Atomics.store(control, Control.STEPS_HIGH, Math.floor(program.steps / 0x4000_0000));
+  Atomics.store(control, Control.STEPS_LOW, program.steps % 0x4000_0000);
+  Atomics.store(control, Control.ERRORS, program.errors);
+}
+
+for (;;) {
+  const seen = Atomics.load(control, Control.ATTENTION);
+  for (;;) {
+    const received = receiveMessageOnPort(port) as { message: GuestRequest } | undefined;
+    if (received === undefined) break;
+    const { id } = received.message;
+    try {
+      const value = serve(received.message);
+      publish();
+      port.postMessage({ id, value } satisfies GuestReply);
+    } catch (error) {
+      port.postMessage({ id, value: false, error: String(error) } satisfies GuestReply);
+    }
+  }
+  if (active === undefined) Atomics.wait(control, Control.ATTENTION, seen);
+  else runFor(active, seen);
+}

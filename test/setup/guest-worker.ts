@@ -1,0 +1,54 @@
+/**
+ * Compiles the worker of simulated guests, which is loaded as JavaScript, for tests that load the library as
+ * TypeScript. Only types are stripped, file by file; written only where something changed.
+ */
+import { mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { dirname, join, relative, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import ts from 'typescript';
+
+const root = fileURLToPath(new URL('../..', import.meta.url));
+const lib = join(root, 'lib');
+const cache = join(root, 'node_modules/.cache/xen-migration/guest-worker');
+const entry = join(lib, 'host/simulated/guest/guest-worker.ts');
+
+function read(path: string): string | undefined {
+  try {
+    return readFileSync(path, 'utf8');
+  } catch {
+    return undefined;
+  }
+}
+
+/** Readers of another test run see the old file or the new one, whole. */
+function writeIfNew(path: string, text: string): void {
+  if (read(path) === text) return;
+  mkdirSync(dirname(path), { recursive: true });
+  const temporary = `${path}.${String(process.pid)}`;
+  writeFileSync(temporary, text);
+  renameSync(temporary, path);
+}
+
+export default function setup(): void {
+  writeIfNew(join(cache, 'package.json'), '{"type":"module"}\n');
+  const todo = [entry];
+  const seen = new Set(todo);
+  for (const file of todo) {
+    const { outputText } = ts.transpileModule(readFileSync(file, 'utf8'), {
+      fileName: file,
+      compilerOptions: {
+        target: ts.ScriptTarget.ES2022,
+        module: ts.ModuleKind.ESNext,
+        verbatimModuleSyntax: true,
+      },
+    });
+    writeIfNew(join(cache, relative(lib, file).replace(/\.ts$/, '.js')), outputText);
+    for (const { fileName } of ts.preProcessFile(outputText).importedFiles) {
+      if (!fileName.startsWith('.')) continue;
+      const imported = resolve(dirname(file), fileName.replace(/\.js$/, '.ts'));
+      if (seen.has(imported)) continue;
+      seen.add(imported);
+      todo.push(imported);
+    }
+  }
+}
