@@ -154,11 +154,13 @@ export function writePageDataHead(
   for (let i = 0; i < count; i++) {
     const pfn = pfns[i] as number;
     const type = types[i] as number;
-    if (!(pfn >= 0 && pfn <= PAGE_DATA_PFN_MAX) || !(type >= 0 && type <= 0xf)) {
+    const high = pfn > 0xffff_ffff ? Math.floor(pfn / TWO_32) : 0;
+    const low = (pfn - high * TWO_32) >>> 0;
+    if (high * TWO_32 + low !== pfn || pfn > PAGE_DATA_PFN_MAX || !(type >= 0 && type <= 0xf)) {
       throw new UsageError(`PAGE_DATA entry ${i}: pfn ${pfn}, type ${type}`);
     }
-    setU32(into, offset, pfn % TWO_32);
-    setU32(into, offset + 4, Math.floor(pfn / TWO_32) | (type << 28));
+    setU32(into, offset, low);
+    setU32(into, offset + 4, high | (type << 28));
     if (pageTypeHasData(type)) dataPages++;
     offset += PAGE_DATA_ENTRY_SIZE;
   }

@@ -217,6 +217,10 @@ describe('encoders and decoders', () => {
       () => S.writePageDataHead(new Uint8Array(16), [1], [0], 1),
       () => S.writePageDataHead(new Uint8Array(100), [], [], 0),
       () => S.writePageDataHead(new Uint8Array(100), [2 ** 52], [0], 1),
+      () => S.writePageDataHead(new Uint8Array(100), [-1], [0], 1),
+      () => S.writePageDataHead(new Uint8Array(100), [0.5], [0], 1),
+      () => S.writePageDataHead(new Uint8Array(100), [NaN], [0], 1),
+      () => S.writePageDataHead(new Uint8Array(100), [Infinity], [0], 1),
       () => S.writePageDataHead(new Uint8Array(100), [1], [16], 1),
     ];
     for (const call of bad)
