@@ -21,6 +21,7 @@
       "defines": [
         "NAPI_VERSION=8",
         "NAPI_CPP_EXCEPTIONS",
+        "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS",
         "XM_HAVE_XEN=<(have_xen)"
       ],
       "cflags_cc": ["-fexceptions", "-fvisibility=hidden", "-Wall", "-Wextra"],

@@ -5,6 +5,11 @@
 #include <cstdint>
 #include <string>
 
+/*
+ * Exceptions and worker.terminate(): a terminated environment refuses every call, so a C++ exception can no longer
+ * become a JavaScript one. NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS (binding.gyp) drops it; without it, the exception
+ * would leave the C frame of the callback and abort the whole process.
+ */
 namespace xm {
 
 /** An Error with `code` (ENOENT, …), `errno` (positive, as Xen counts) and `syscall`, as Node's own errors have. */

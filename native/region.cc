@@ -43,13 +43,19 @@ int Region::Seal() {
   return 0;
 }
 
+template <Napi::Value (*getter)(const Napi::CallbackInfo&)>
+Napi::ClassPropertyDescriptor<PageMap> PageMap::GetterProperty(const char* name) {
+  napi_property_descriptor descriptor = Napi::PropertyDescriptor::Accessor<getter>(name);
+  return descriptor;
+}
+
 Napi::Function PageMap::Define(Napi::Env env) {
   return DefineClass(env, "PageMap",
                      {
                          InstanceMethod<&PageMap::Buffer>("buffer"),
                          InstanceMethod<&PageMap::Release>("release"),
-                         InstanceAccessor<&PageMap::Live>("live"),
-                         InstanceAccessor<&PageMap::ByteLength>("byteLength"),
+                         GetterProperty<&PageMap::Live>("live"),
+                         GetterProperty<&PageMap::ByteLength>("byteLength"),
                      });
 }
 
@@ -62,16 +68,20 @@ PageMap::PageMap(const Napi::CallbackInfo& info) : Napi::ObjectWrap<PageMap>(inf
   info.This().As<Napi::Object>().TypeTag(&kPageMapTag);
 }
 
-/** V8 refuses a receiver of another class before we are called; the tag says it once more, in our own words. */
-void PageMap::CheckReceiver(const Napi::CallbackInfo& info) const {
-  if (!info.This().As<Napi::Object>().CheckTypeTag(&kPageMapTag)) {
+/**
+ * The receiver of a getter. Node-API lets V8 check the receiver of methods, but not of accessors: there any object
+ * may come, also one that wraps something else, and unwrapping that would be reading a stranger's memory.
+ */
+PageMap* PageMap::Receiver(const Napi::CallbackInfo& info) {
+  const Napi::Value receiver = info.This();
+  if (!receiver.IsObject() || !receiver.As<Napi::Object>().CheckTypeTag(&kPageMapTag)) {
     throw ArgumentTypeError(info.Env(), "the receiver is not a PageMap");
   }
+  return Unwrap(receiver.As<Napi::Object>());
 }
 
 /** buffer(): the one ArrayBuffer over the pages. Throws after release(). */
 Napi::Value PageMap::Buffer(const Napi::CallbackInfo& info) {
-  CheckReceiver(info);
   if (!region_->live()) throw Napi::Error::New(info.Env(), "the pages were released");
   if (!buffer_.IsEmpty()) return buffer_.Value();
   auto share = std::make_unique<std::shared_ptr<Region>>(region_);
@@ -85,7 +95,6 @@ Napi::Value PageMap::Buffer(const Napi::CallbackInfo& info) {
 
 /** release(): drops the pages now and detaches the ArrayBuffer, so that its views have length 0. Idempotent. */
 Napi::Value PageMap::Release(const Napi::CallbackInfo& info) {
-  CheckReceiver(info);
   if (const int errnum = region_->Seal()) throw ErrnoError(info.Env(), "mmap", errnum, "sealing released pages");
   if (!buffer_.IsEmpty()) {
     Napi::ArrayBuffer buffer = buffer_.Value();
@@ -97,13 +106,11 @@ Napi::Value PageMap::Release(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value PageMap::Live(const Napi::CallbackInfo& info) {
-  CheckReceiver(info);
-  return Napi::Boolean::New(info.Env(), region_->live());
+  return Napi::Boolean::New(info.Env(), Receiver(info)->region_->live());
 }
 
 Napi::Value PageMap::ByteLength(const Napi::CallbackInfo& info) {
-  CheckReceiver(info);
-  return Napi::Number::New(info.Env(), static_cast<double>(region_->bytes()));
+  return Napi::Number::New(info.Env(), static_cast<double>(Receiver(info)->region_->bytes()));
 }
 
 }  // namespace xm

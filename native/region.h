@@ -57,11 +57,14 @@ class PageMap : public Napi::ObjectWrap<PageMap> {
   explicit PageMap(const Napi::CallbackInfo& info);
 
  private:
-  void CheckReceiver(const Napi::CallbackInfo& info) const;
+  template <Napi::Value (*getter)(const Napi::CallbackInfo&)>
+  static Napi::ClassPropertyDescriptor<PageMap> GetterProperty(const char* name);
+  static PageMap* Receiver(const Napi::CallbackInfo& info);
+
   Napi::Value Buffer(const Napi::CallbackInfo& info);
   Napi::Value Release(const Napi::CallbackInfo& info);
-  Napi::Value Live(const Napi::CallbackInfo& info);
-  Napi::Value ByteLength(const Napi::CallbackInfo& info);
+  static Napi::Value Live(const Napi::CallbackInfo& info);
+  static Napi::Value ByteLength(const Napi::CallbackInfo& info);
 
   /** One share here, one with the ArrayBuffer's backing store: the last one to go unmaps. */
   std::shared_ptr<Region> region_;
