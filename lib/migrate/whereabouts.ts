@@ -20,7 +20,7 @@ export async function whereaboutsOf(host: Host, domid: number): Promise<GuestWhe
     if (info.dying) return { host: 'none', state: 'gone' };
     if (info.shutdown) {
       const suspended = info.shutdownReason === ShutdownReason.SUSPEND;
-      return { host: 'source', state: suspended ? 'suspended' : 'gone' };
+      return { host: 'source', state: suspended ? 'suspended' : 'unknown' };
     }
     return { host: 'source', state: info.paused ? 'paused' : 'running' };
   } catch (error) {

@@ -34,7 +34,14 @@ export async function suspendGuest(context: SaveContext): Promise<void> {
     }, timeoutMs + TOOLSTACK_GRACE_MS);
     try {
       const signal = AbortSignal.any([control.signal, guard.signal]);
-      await toolstack.suspend(domid, { signal, timeoutMs, live });
+      // A paused guest cannot answer: it runs for as long as its own suspend takes, and not a moment longer.
+      const { paused } = context.info;
+      if (paused) await toolstack.unpause(domid);
+      try {
+        await toolstack.suspend(domid, { signal, timeoutMs, live });
+      } finally {
+        if (paused) await toolstack.pause(domid);
+      }
     } catch (error) {
       control.throwIfCancelled();
       if (guard.signal.aborted) throw guard.signal.reason;
