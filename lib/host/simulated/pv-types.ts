@@ -11,6 +11,7 @@
 import type { GuestWidth } from '../../abi/pv.js';
 import type { VcpuStateKind } from '../host.js';
 import type { MachineMemory } from './memory.js';
+import type { PvKernelHandle } from './pv-kernel.js';
 
 /** What the PV part may ask of the core, for one domain. */
 export interface PvDomainCore {
@@ -31,6 +32,8 @@ export interface PvDomainCore {
    * the host or the domain's maximum is exhausted.
    */
   allocate(frames: Float64Array): number;
+  /** XENMEM_decrease_reservation of one of the domain's frames. */
+  release(mfn: number): void;
   /** The guest wrote to this pfn: bytes first, then this. */
   markDirty(pfn: number): void;
 }
@@ -50,6 +53,11 @@ export interface PvGuestMap {
   readonly physmap: Uint32Array;
   /** Plain pages for the workload, ascending. The same on every host: they depend on guest memory alone. */
   readonly free: readonly FrameRange[];
+  /**
+   * The guest's kernel, for `openPvKernel` in the worker, which has it tick every `KERNEL_TICK` steps of the program.
+   * Can be posted. It ends when the guest is suspended; `resume` gives the next one.
+   */
+  readonly kernel: PvKernelHandle;
 }
 
 /** What kind of PV guest to build. */
@@ -63,7 +71,21 @@ export interface PvGuestOptions {
   /** For start_info, as the toolstack would pass them. */
   readonly storeEvtchn: number;
   readonly consoleEvtchn: number;
+  /** Linear p2m: at an address inside of what a level 2 entry maps, so that it spans two of them. Default false. */
+  readonly unalignedP2m?: boolean | undefined;
+  /**
+   * Entries after the end of the p2m, 0…16, that all name one empty table, as Linux has them up to the most memory
+   * that it could get; shared info then tells far more pfns than the guest has. Default 0.
+   */
+  readonly p2mTail?: number | undefined;
+  /** The kernel's processes change their page tables while the guest runs. Default true. */
+  readonly changesPageTables?: boolean | undefined;
+  /** The kernel changes its p2m while the guest runs: a live migration has to fail. Default false. */
+  readonly changesP2m?: boolean | undefined;
 }
+
+/** Steps of the guest's program between two ticks of its kernel. */
+export const KERNEL_TICK = 256;
 
 /**
  * Where the guest program's registers are in the state of vcpu 0: the XMM registers 0…7 of fpu_ctxt (PV, both widths)
@@ -88,7 +110,10 @@ export interface PvDomain {
   /** At most 1024. Validates the tables and sets `memory.setType`. */
   pinTables(levels: Uint8Array, mfns: Float64Array): void;
 
-  /** Builds a guest in the empty domain, up to the point where its workload may start. */
+  /**
+   * Builds a guest in the empty domain, up to the point where its workload may start. Throws UsageError if there is
+   * no such guest.
+   */
   construct(options: PvGuestOptions): PvGuestMap;
   /**
    * The guest kernel suspends: what it and the suspend hypercall do to memory and vcpu 0 (pfns in start_info, rdx).
@@ -98,11 +123,16 @@ export interface PvDomain {
   /**
    * The guest kernel comes back from the suspend hypercall, on the host where it called (`cancelled`: it returns 1)
    * or on another one (`restored`): puts start_info, shared info and p2m in order. Undefined for a guest whose kernel
-   * is not this model's: it has no program to run.
+   * is not this model's: it has no program to run. Throws GuestError if it is, and finds its state broken.
    */
   resume(how: 'cancelled' | 'restored'): PvGuestMap | undefined;
   /** REGISTERS_SIZE bytes of vcpu 0; zeros before it has a context. */
   registers(): Uint8Array;
+  /**
+   * The running guest's kernel gives `pages` of its balloon area back to the host, or takes them again (negative).
+   * Only while its worker stands still. Returns the pfns, which may be fewer than asked for.
+   */
+  balloon(pages: number): number[];
 }
 
 /** Makes the PV part of a new, empty domain. */
