@@ -1,6 +1,6 @@
 /**
- * Compiles the worker of simulated guests, which is loaded as JavaScript, for tests that load the library as
- * TypeScript. Only types are stripped, file by file; written only where something changed.
+ * Tests load the library as TypeScript, but a worker thread or a child process takes JavaScript. This strips the types
+ * of what those load: the worker of simulated guests, and `testing.ts`. Written only where something changed.
  */
 import { mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { dirname, join, relative, resolve } from 'node:path';
@@ -9,8 +9,8 @@ import ts from 'typescript';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const lib = join(root, 'lib');
-const cache = join(root, 'node_modules/.cache/xen-migration/guest-worker');
-const entry = join(lib, 'host/simulated/guest/guest-worker.ts');
+const cache = join(root, 'node_modules/.cache/xen-migration/lib');
+const entries = ['host/simulated/guest/guest-worker.ts', 'testing.ts'].map((name) => join(lib, name));
 
 function read(path: string): string | undefined {
   try {
@@ -31,7 +31,7 @@ function writeIfNew(path: string, text: string): void {
 
 export default function setup(): void {
   writeIfNew(join(cache, 'package.json'), '{"type":"module"}\n');
-  const todo = [entry];
+  const todo = [...entries];
   const seen = new Set(todo);
   for (const file of todo) {
     const { outputText } = ts.transpileModule(readFileSync(file, 'utf8'), {

@@ -132,6 +132,10 @@ export class DomainState {
       sharedInfoMfn: this.sharedInfoMfn,
       seed: options.seed,
       allocate: (frames) => this.populate(frames, 0),
+      release: (mfn) => {
+        memory.free(mfn);
+        this.totPages--;
+      },
       markDirty: (pfn) => this.logDirty.mark(pfn),
     });
   }

@@ -5,6 +5,7 @@
  */
 import { receiveMessageOnPort, workerData, type MessagePort } from 'node:worker_threads';
 import { GuestMemory } from './guest-memory.js';
+import { Pace } from './pace.js';
 import { GuestProgram } from './program.js';
 import { decodeRegisters, encodeRegisters } from './registers.js';
 import { Control, type GuestReply, type GuestRequest } from './worker-protocol.js';
@@ -13,16 +14,13 @@ import { Control, type GuestReply, type GuestRequest } from './worker-protocol.j
 const SLICE = 64;
 /** Longest time of a paced guest's sleep, in ms. */
 const TICK = 5;
-/** Time that a paced guest may catch up after it was held up, in ms. */
-const CATCH_UP = 50;
 
 const { port, control } = workerData as { port: MessagePort; control: Int32Array };
 
 let program: GuestProgram | undefined;
 /** The program, while the host wants it to run. */
 let active: GuestProgram | undefined;
-let paceFrom = 0;
-let paceDone = 0;
+let pace = new Pace(0, 0);
 
 function required(): GuestProgram {
   if (program === undefined) throw new Error('no program loaded');
@@ -44,8 +42,7 @@ function serve(request: GuestRequest): GuestReply['value'] {
     }
     case 'run':
       active = required();
-      paceFrom = performance.now();
-      paceDone = 0;
+      pace = new Pace(active.boot.rate, performance.now());
       return true;
     case 'halt':
       active = undefined;
@@ -55,20 +52,11 @@ function serve(request: GuestRequest): GuestReply['value'] {
   }
 }
 
-/** Runs until the host wants something or there is nothing to do before `Atomics.wait` ends. */
+/** Runs until the host wants something. */
 function runFor(p: GuestProgram, seen: number): void {
   const { rate } = p.boot;
   while (Atomics.load(control, Control.ATTENTION) === seen) {
-    let n = Math.min(SLICE, p.appetite);
-    if (rate > 0 && n > 0) {
-      const now = performance.now();
-      if (now - paceFrom - (paceDone / rate) * 1000 > CATCH_UP) {
-        paceFrom = now - CATCH_UP;
-        paceDone = 0;
-      }
-      n = Math.min(n, Math.floor(((now - paceFrom) * rate) / 1000) - paceDone);
-      paceDone += Math.max(0, n);
-    }
+    const n = pace.take(Math.min(SLICE, p.appetite), performance.now());
     if (n > 0) {
       p.run(n);
       publish();

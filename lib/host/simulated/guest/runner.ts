@@ -13,7 +13,7 @@ import { Control, type GuestReply, type GuestRequest } from './worker-protocol.j
 function workerUrl(): URL {
   return import.meta.url.endsWith('.ts')
     ? new URL(
-        '../../../../node_modules/.cache/xen-migration/guest-worker/host/simulated/guest/guest-worker.js',
+        '../../../../node_modules/.cache/xen-migration/lib/host/simulated/guest/guest-worker.js',
         import.meta.url,
       )
     : new URL('./guest-worker.js', import.meta.url);
