@@ -24,8 +24,17 @@ export const rooms = [
 /** Entry files that may import every room and that no room may import. */
 export const entries = ['index', 'testing'];
 
-/** Rooms that describe bytes and never move them: they import no module of Node that reaches outside the process. */
+/**
+ * Rooms that describe bytes and never move them: they import no module of Node that reaches outside the process, and
+ * nothing of the rooms that move bytes but the form of a source and a sink.
+ */
 export const pureRooms = ['stream', 'abi', 'bytes'];
+
+/** Rooms that move bytes or reach a machine. */
+export const movingRooms = ['host', 'toolstack', 'transport'];
+
+/** What a pure room may import of them: types alone. */
+export const formsOnly = 'transport/types.js';
 
 /** Folders inside a room that do not know each other. */
 const strangers = [['host/simulated', 'host/xen']];
@@ -108,7 +117,15 @@ function restrictions(folder, depth, above) {
       message: `A room imports only from rooms below it: ${folder || 'lib/*.ts'} is below ${above.join(', ')}.`,
     });
   }
-  if (pureRooms.includes(folder.split('/')[0] ?? '') || folder === '') list.push(noIo);
+  const pure = pureRooms.includes(folder);
+  if (pure || folder === '') list.push(noIo);
+  const reachable = movingRooms.filter((room) => !above.includes(room));
+  if (pure && reachable.length > 0) {
+    list.push({
+      regex: `^${toLib}(?!${formsOnly.replaceAll('.', '\\.')}$)${anyOf(reachable)}`,
+      message: `This room describes bytes: of what moves them it knows ${formsOnly} alone.`,
+    });
+  }
   for (const pair of strangers) {
     const other = pair.find((name) => name !== folder);
     if (!pair.includes(folder) || !other) continue;
