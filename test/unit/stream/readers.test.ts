@@ -172,6 +172,22 @@ describe('page contents', () => {
     expect(tables[1]?.pfns[0]).toBe(2);
   });
 
+  test('a table of more entries than a batch, in any chunks', () => {
+    const count = 5000;
+    const stream = concat(
+      headers,
+      pageData(Array.from({ length: count }, (_, i) => [i * 3, 0xf] as const)),
+      S.encodeRecord(R.END),
+    );
+    for (const size of [7, 1000, Infinity]) {
+      const { events, error } = feedAll(new S.LibxcReader(), stream, size);
+      expect(error).toBeUndefined();
+      const { pfns, types } = events[2] as unknown as { pfns: number[]; types: number[] };
+      expect(pfns).toEqual(Array.from({ length: count }, (_, i) => i * 3));
+      expect(types).toEqual(new Array(count).fill(0xf));
+    }
+  });
+
   test('record bodies are their own, also when a Buffer is fed', () => {
     const stream = Buffer.from(libxcHvm());
     const events = feed(new S.StreamReader(), stream).filter((event) => event !== undefined);
@@ -223,7 +239,7 @@ describe('memory', () => {
   ] as [string, () => [S.IncrementalReader, Uint8Array]][])('a length is not believed: %s', (_name, make) => {
     const [reader, head] = make();
     // The pages of a table of zeros do not fit beside it, which is told at its first entry; these have no data.
-    const body = new Uint8Array(64).fill(0xf0);
+    const body = new Uint8Array(16 * 1024).fill(0xf0);
     const grown = growth(() => {
       feed(reader, head);
       expect(reader.want).toBeGreaterThan(15 * MiB);
