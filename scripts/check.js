@@ -57,6 +57,22 @@ await main(async () => {
       ? []
       : [['sh', '-c', `${clangFormat} --dry-run --Werror native/*.cc native/*.h`]]),
   ]);
+  heading('addon, built in the other ways (node-gyp, without Xen)');
+  await stamped(
+    'builds',
+    {
+      inputs: [
+        'native',
+        'binding.gyp',
+        'CMakeLists.txt',
+        'package-lock.json',
+        'lib/host/xen',
+        'scripts/check-builds.js',
+      ],
+    },
+    () => quietly('builds', ['node', 'scripts/check-builds.js']),
+    fresh,
+  );
   await step('types', 'types (tsc)', [['npm', 'run', 'typecheck']]);
   await step('docs', 'documentation (typedoc)', [['npm', 'run', 'docs']]);
   await step('package', 'package (publint, attw)', [
