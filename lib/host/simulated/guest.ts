@@ -9,6 +9,7 @@ import { decodeRegisters } from './guest/registers.js';
 import { GuestRunner } from './guest/runner.js';
 import type { SharedGuest } from './guest/guest-memory.js';
 import type { Workload } from './guest/workload.js';
+import type { PvKernelHandle } from './pv-kernel.js';
 import type { FrameRange } from './pv-types.js';
 
 /** Guests that a simulated host can make. */
@@ -45,6 +46,9 @@ export class SimulatedGuest {
   readonly #keepAlive: boolean;
   #runner: GuestRunner | undefined;
   #running = false;
+  /** What the worker was given to see the guest's memory by. */
+  #physmap: Uint32Array;
+  #kernel: PvKernelHandle | undefined;
   /** What the worker has: nothing yet, a program, or it is known that there is none to have. */
   #program: 'unread' | 'loaded' | 'foreign' = 'unread';
   /** How the kernel comes back from its suspend hypercall when it next runs. */
@@ -54,6 +58,7 @@ export class SimulatedGuest {
 
   constructor(state: DomainState, deviceModel: SimulatedDeviceModel | undefined, keepAlive: boolean) {
     this.state = state;
+    this.#physmap = state.physmap;
     this.deviceModel = deviceModel;
     this.#keepAlive = keepAlive;
   }
@@ -103,10 +108,17 @@ export class SimulatedGuest {
   }
 
   /** Writes a program into the memory of a new guest. */
-  async install(ranges: readonly FrameRange[], physmap: Uint32Array, workload: Workload): Promise<void> {
+  async install(
+    ranges: readonly FrameRange[],
+    physmap: Uint32Array,
+    kernel: PvKernelHandle | undefined,
+    workload: Workload,
+  ): Promise<void> {
     const boot = planProgram(ranges, workload, this.state.seed);
+    this.#physmap = physmap;
+    this.#kernel = kernel;
     this.#runner = this.#newRunner();
-    await this.#runner.create(this.#shared(physmap), boot, workload.trace);
+    await this.#runner.create(this.#shared(), kernel, boot, workload.trace);
     this.#program = 'loaded';
   }
 
@@ -161,6 +173,32 @@ export class SimulatedGuest {
     this.#program = 'unread';
   }
 
+  /**
+   * A running PV guest's kernel gives pages of its balloon area back to the host, or takes them again (negative).
+   * Resolves to the pfns, which may be fewer than asked for. Rejects with GuestError if it has no such kernel.
+   */
+  async balloon(pages: number): Promise<number[]> {
+    return await this.#inTurn(async () => {
+      const { pv } = this.state;
+      if (pv === undefined || !this.#running || this.#runner === undefined) {
+        throw new GuestError(
+          'ERR_XEN_GUEST_NO_PROGRAM',
+          `guest ${this.domid} has no kernel that could balloon`,
+          {
+            domid: this.domid,
+          },
+        );
+      }
+      const registers = await this.#runner.halt();
+      const pfns = pv.balloon(pages);
+      // It may have got frames in a region that its worker has not seen yet.
+      if (this.#kernel !== undefined) this.#kernel = { ...this.#kernel, memory: this.state.memory.share() };
+      await this.#runner.resume(this.#shared(), this.#kernel, registers);
+      await this.#runner.run();
+      return pfns;
+    });
+  }
+
   /** Ends the guest and its worker. */
   async end(): Promise<void> {
     this.#running = false;
@@ -198,7 +236,9 @@ export class SimulatedGuest {
       }
       if (registers === 'damaged') throw new GuestError('ERR_XEN_GUEST_CRASHED', 'registers are damaged');
       this.#runner ??= this.#newRunner();
-      if (!(await this.#runner.resume(this.#shared(map?.physmap ?? state.physmap), bytes))) {
+      this.#physmap = map?.physmap ?? state.physmap;
+      this.#kernel = map?.kernel;
+      if (!(await this.#runner.resume(this.#shared(), this.#kernel, bytes))) {
         throw new GuestError('ERR_XEN_GUEST_CRASHED', 'the boot page is damaged');
       }
       this.#program = 'loaded';
@@ -220,14 +260,14 @@ export class SimulatedGuest {
     return new GuestRunner(this.#keepAlive, () => this.#fall());
   }
 
-  #shared(physmap: Uint32Array): SharedGuest {
+  #shared(): SharedGuest {
     const { memory, logDirty } = this.state;
     return {
       regions: memory.regions.map((region) =>
         region.length > 0 ? (region.buffer as SharedArrayBuffer) : undefined,
       ),
       baseMfn: memory.baseMfn,
-      physmap,
+      physmap: this.#physmap,
       dirty: logDirty.bitmap,
     };
   }

@@ -17,6 +17,7 @@ import { DEFAULT_RATE, type Workload } from './guest/workload.js';
 import { hvmLayout } from './hvm-layout.js';
 import { newContext } from './hvm-context.js';
 import type { DmaPages } from './device-model.js';
+import type { PvGuestOptions } from './pv-types.js';
 import { refusal } from './refuse.js';
 
 /** What kind of guest to make. */
@@ -35,6 +36,9 @@ export interface CreateGuestOptions {
   readonly name?: string | undefined;
   /** PV: how the guest tells its p2m. Default `linear`. */
   readonly p2m?: 'linear' | 'tree' | undefined;
+  /** PV: peculiarities of the guest's kernel. */
+  readonly pv?:
+    Pick<PvGuestOptions, 'unalignedP2m' | 'p2mTail' | 'changesPageTables' | 'changesP2m'> | undefined;
   /** Leaves the guest paused before its first step. */
   readonly paused?: boolean | undefined;
 }
@@ -118,7 +122,7 @@ export class SimulatedToolstack implements Toolstack {
         state.params.set(HvmParam.STORE_EVTCHN, BigInt(wiring.storeEvtchn));
         state.params.set(HvmParam.CONSOLE_EVTCHN, BigInt(wiring.consoleEvtchn));
         state.setContext(newContext(vcpus, state.seed));
-        await guest.install(layout.program, state.physmap, workload);
+        await guest.install(layout.program, state.physmap, undefined, workload);
       } else if (state.pv !== undefined) {
         const width = kind === 'pv32' ? 4 : 8;
         state.pv.setWidth(width);
@@ -130,8 +134,9 @@ export class SimulatedToolstack implements Toolstack {
           seed: state.seed,
           storeEvtchn: wiring.storeEvtchn,
           consoleEvtchn: wiring.consoleEvtchn,
+          ...options.pv,
         });
-        await guest.install(map.free, map.physmap, workload);
+        await guest.install(map.free, map.physmap, map.kernel, workload);
       }
       if (options.paused !== true) {
         state.pauseCount = 0;

@@ -4,9 +4,13 @@
  * guest costs no time.
  */
 import { receiveMessageOnPort, workerData, type MessagePort } from 'node:worker_threads';
+import { tickKernel } from '../pv-activity.js';
+import { checkKernel } from '../pv-check.js';
+import { openPvKernel, type PvKernelHandle } from '../pv-kernel.js';
+import { KERNEL_TICK } from '../pv-types.js';
 import { GuestMemory } from './guest-memory.js';
 import { Pace } from './pace.js';
-import { GuestProgram } from './program.js';
+import { GuestProgram, type ProgramKernel } from './program.js';
 import { decodeRegisters, encodeRegisters } from './registers.js';
 import { Control, type GuestReply, type GuestRequest } from './worker-protocol.js';
 
@@ -27,17 +31,31 @@ function required(): GuestProgram {
   return program;
 }
 
+/** The kernel of a PV guest, as its program needs it. */
+function kernelOf(handle: PvKernelHandle | undefined, memory: GuestMemory): ProgramKernel | undefined {
+  if (handle === undefined) return undefined;
+  const kernel = openPvKernel(handle, (pfn) => memory.markDirty(pfn));
+  return {
+    every: KERNEL_TICK,
+    tick: () => tickKernel(kernel),
+    check: () => checkKernel(kernel),
+  };
+}
+
 function serve(request: GuestRequest): GuestReply['value'] {
   switch (request.op) {
-    case 'create':
-      program = GuestProgram.create(new GuestMemory(request.shared), request.boot, request.trace);
+    case 'create': {
+      const memory = new GuestMemory(request.shared);
+      program = GuestProgram.create(memory, kernelOf(request.kernel, memory), request.boot, request.trace);
       return true;
+    }
     case 'resume': {
       const registers = decodeRegisters(request.registers);
+      const memory = new GuestMemory(request.shared);
       program =
         typeof registers === 'string'
           ? undefined
-          : GuestProgram.resume(new GuestMemory(request.shared), registers);
+          : GuestProgram.resume(memory, kernelOf(request.kernel, memory), registers);
       return program !== undefined;
     }
     case 'run':

@@ -23,6 +23,19 @@ export interface CheckResult {
   readonly firstError?: { readonly pfn: number; readonly kind: GuestFault } | undefined;
 }
 
+/** The kernel under the program, where there is one: PV guests. */
+export interface ProgramKernel {
+  /** Its work between `every` steps of the program. Returns what it found wrong. */
+  tick(): { readonly pfn: number; readonly kind: GuestFault } | undefined;
+  /** Steps between two ticks. */
+  readonly every: number;
+  /** Looks at all that is the kernel's, changing nothing. */
+  check(): {
+    readonly faults: number;
+    readonly first: { readonly pfn: number; readonly kind: GuestFault } | undefined;
+  };
+}
+
 /** Pages of a region of a guest that its program finds at index `first`. */
 function pagesFor(entries: number): number {
   return Math.ceil(entries / ENTRIES_PER_PAGE);
@@ -66,6 +79,7 @@ export function planProgram(ranges: readonly FrameRange[], workload: Workload, s
 export class GuestProgram {
   readonly boot: BootPage;
   readonly #memory: GuestMemory;
+  readonly #kernel: ProgramKernel | undefined;
   readonly #bootPfn: number;
   readonly #rng: Xoshiro;
   #step: number;
@@ -73,8 +87,14 @@ export class GuestProgram {
   #firstErrorPfn: number;
   #firstErrorKind: number;
 
-  private constructor(memory: GuestMemory, boot: BootPage, registers: Registers) {
+  private constructor(
+    memory: GuestMemory,
+    kernel: ProgramKernel | undefined,
+    boot: BootPage,
+    registers: Registers,
+  ) {
     this.#memory = memory;
+    this.#kernel = kernel;
     this.boot = boot;
     this.#bootPfn = registers.bootPfn;
     this.#rng = new Xoshiro(0);
@@ -86,12 +106,17 @@ export class GuestProgram {
   }
 
   /** Writes a new program with its data into empty guest memory. */
-  static create(memory: GuestMemory, boot: BootPage, trace: Uint32Array | undefined): GuestProgram {
+  static create(
+    memory: GuestMemory,
+    kernel: ProgramKernel | undefined,
+    boot: BootPage,
+    trace: Uint32Array | undefined,
+  ): GuestProgram {
     const bootPfn = boot.ranges[0]?.first ?? 0;
     const words = memory.locate(bootPfn);
     writeBootPage(words, memory.at, boot);
     memory.markDirty(bootPfn);
-    const program = new GuestProgram(memory, boot, {
+    const program = new GuestProgram(memory, kernel, boot, {
       bootPfn,
       step: 0,
       rng: new Xoshiro(boot.seed).state,
@@ -104,10 +129,14 @@ export class GuestProgram {
   }
 
   /** Goes on where the registers say. Undefined if the boot page is not there: the guest cannot run. */
-  static resume(memory: GuestMemory, registers: Registers): GuestProgram | undefined {
+  static resume(
+    memory: GuestMemory,
+    kernel: ProgramKernel | undefined,
+    registers: Registers,
+  ): GuestProgram | undefined {
     const words = memory.locate(registers.bootPfn);
     const boot = readBootPage(words, memory.at);
-    return boot === undefined ? undefined : new GuestProgram(memory, boot, registers);
+    return boot === undefined ? undefined : new GuestProgram(memory, kernel, boot, registers);
   }
 
   get steps(): number {
@@ -171,6 +200,9 @@ export class GuestProgram {
       if (!isZeroPage(memory.locate(pfn), memory.at)) fail(pfn, 'not-zero');
     }
     pages += boot.idlePages;
+    const kernel = this.#kernel?.check();
+    errors += kernel?.faults ?? 0;
+    first ??= kernel?.first;
     return { pagesChecked: pages, errors, steps: this.#step, firstError: first };
   }
 
@@ -228,11 +260,17 @@ export class GuestProgram {
     memory.markDirty(pfn);
     memory.markDirty(ledgerPfn);
     this.#step++;
-    if (fault === undefined) return;
-    if (this.#errors++ === 0) {
-      this.#firstErrorPfn = pfn;
-      this.#firstErrorKind = guestFaults.indexOf(fault) + 1;
-    }
+    if (fault !== undefined) this.#remember(pfn, fault);
+    const kernel = this.#kernel;
+    if (kernel === undefined || this.#step % kernel.every !== 0) return;
+    const noticed = kernel.tick();
+    if (noticed !== undefined) this.#remember(noticed.pfn, noticed.kind);
+  }
+
+  #remember(pfn: number, fault: GuestFault): void {
+    if (this.#errors++ > 0) return;
+    this.#firstErrorPfn = Math.max(0, pfn);
+    this.#firstErrorKind = guestFaults.indexOf(fault) + 1;
   }
 
   #fill(trace: Uint32Array | undefined): void {

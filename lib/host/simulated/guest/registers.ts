@@ -29,6 +29,12 @@ export const guestFaults = [
   'ledger',
   'boot-page',
   'dma',
+  // What the kernel of a PV guest finds.
+  'p2m',
+  'm2p',
+  'page-table',
+  'kernel-data',
+  'hypercall',
 ] as const;
 export type GuestFault = (typeof guestFaults)[number];
 

@@ -1,6 +1,7 @@
 /** The host's side of a guest's worker thread: starts it, asks it things, ends it. */
 import { MessageChannel, Worker, type MessagePort } from 'node:worker_threads';
 import { GuestError } from '../../../errors.js';
+import type { PvKernelHandle } from '../pv-kernel.js';
 import type { BootPage } from './boot-page.js';
 import type { SharedGuest } from './guest-memory.js';
 import type { CheckResult } from './program.js';
@@ -78,13 +79,22 @@ export class GuestRunner {
   }
 
   /** Lays a new program out in empty memory and fills its pages. */
-  async create(shared: SharedGuest, boot: BootPage, trace: Uint32Array | undefined): Promise<void> {
-    await this.#ask({ op: 'create', shared, boot, trace });
+  async create(
+    shared: SharedGuest,
+    kernel: PvKernelHandle | undefined,
+    boot: BootPage,
+    trace: Uint32Array | undefined,
+  ): Promise<void> {
+    await this.#ask({ op: 'create', shared, kernel, boot, trace });
   }
 
   /** Loads the program that guest memory and registers hold. False if it is damaged: the guest cannot run. */
-  async resume(shared: SharedGuest, registers: Uint8Array): Promise<boolean> {
-    return (await this.#ask({ op: 'resume', shared, registers })) === true;
+  async resume(
+    shared: SharedGuest,
+    kernel: PvKernelHandle | undefined,
+    registers: Uint8Array,
+  ): Promise<boolean> {
+    return (await this.#ask({ op: 'resume', shared, kernel, registers })) === true;
   }
 
   async run(): Promise<void> {

@@ -2,6 +2,7 @@
  * What a guest's worker and its host say to each other. A request is posted first, then ATTENTION is counted up, so
  * the worker, which sleeps on ATTENTION, finds it.
  */
+import type { PvKernelHandle } from '../pv-kernel.js';
 import type { BootPage } from './boot-page.js';
 import type { SharedGuest } from './guest-memory.js';
 import type { CheckResult } from './program.js';
@@ -22,10 +23,16 @@ export type GuestRequest = { readonly id: number } & (
   | {
       readonly op: 'create';
       readonly shared: SharedGuest;
+      readonly kernel: PvKernelHandle | undefined;
       readonly boot: BootPage;
       readonly trace: Uint32Array | undefined;
     }
-  | { readonly op: 'resume'; readonly shared: SharedGuest; readonly registers: Uint8Array }
+  | {
+      readonly op: 'resume';
+      readonly shared: SharedGuest;
+      readonly kernel: PvKernelHandle | undefined;
+      readonly registers: Uint8Array;
+    }
   | { readonly op: 'run' }
   | { readonly op: 'halt' }
   | { readonly op: 'check' }
