@@ -6,16 +6,25 @@
  */
 
 export * from './events.js';
-export { StreamErrorCode, formatError, type Place } from './codes.js';
+export { formatError, StreamErrorCode, type Place } from './codes.js';
 export { type ReaderOptions } from './reader-base.js';
 export { StreamReader, type StreamReaderOptions } from './stream-reader.js';
 export { recogniseFormat, RECOGNISE_SIZE, type RecognisedFormat, type StreamFormat } from './recognise.js';
-export * from './framing.js';
+export {
+  decodeRecordHeader,
+  encodeRecord,
+  RECORD_ALIGN,
+  RECORD_HEADER_SIZE,
+  recordPadding,
+  recordViews,
+  writeRecordHeader,
+  type RecordHeader,
+} from './framing.js';
 export { readStream, type ReadStreamOptions } from './read-stream.js';
 
 export * from './libxc/constants.js';
 export * from './libxc/headers.js';
-export { checkLibxcLength, libxcLengthProblem } from './libxc/lengths.js';
+export { libxcLengthProblem } from './libxc/lengths.js';
 export { pageDataHeadSize, pageDataLength, writePageDataHead } from './libxc/page-data.js';
 export * from './libxc/pv.js';
 export * from './libxc/x86.js';
@@ -25,7 +34,7 @@ export { LibxcReader } from './libxc/reader.js';
 
 export * from './libxl/constants.js';
 export * from './libxl/header.js';
-export { checkLibxlLength, libxlLengthProblem } from './libxl/lengths.js';
+export { libxlLengthProblem } from './libxl/lengths.js';
 export * from './libxl/records.js';
 export { LibxlReader, type LibxlReaderOptions } from './libxl/reader.js';
 
