@@ -1,0 +1,81 @@
+/** The files of the package, frozen: built library, its sources (source maps point there), what builds the addon. */
+import fs from 'node:fs';
+import { describe, expect, it } from 'vitest';
+import { manifest, root, run } from './project.js';
+
+interface Packed {
+  readonly files: readonly { readonly path: string; readonly mode: number }[];
+}
+
+const frozen = [
+  'CHANGELOG.md',
+  'CMakeLists.txt',
+  'LICENSE',
+  'README.md',
+  'binding.gyp',
+  'native/addon.cc',
+  'native/addon.h',
+  'native/error.cc',
+  'native/error.h',
+  'native/hypervisor.cc',
+  'native/hypervisor.h',
+  'native/probe.cc',
+  'native/probe.h',
+  'native/region.cc',
+  'native/region.h',
+  'native/xen.h',
+  'package.json',
+];
+
+const [packed] = JSON.parse(run(root, 'npm', 'pack', '--dry-run', '--json', '--ignore-scripts')) as [Packed];
+const files = packed.files.map((file) => file.path);
+
+describe('packed files', () => {
+  it('are, outside lib/ and dist/, exactly the frozen ones', () => {
+    expect(files.filter((file) => !/^(?:lib|dist)\//.test(file)).sort()).toEqual(frozen);
+  });
+
+  it('are, in lib/ and dist/, each source and what is built from it', () => {
+    const sources = fs
+      .readdirSync(`${root}lib`, { recursive: true, encoding: 'utf8' })
+      .filter((file) => file.endsWith('.ts'))
+      .map((file) => file.slice(0, -'.ts'.length));
+    const expected = sources.flatMap((name) => [
+      `lib/${name}.ts`,
+      ...['.js', '.js.map', '.d.ts', '.d.ts.map'].map((end) => `dist/${name}${end}`),
+    ]);
+    expect(files.filter((file) => /^(?:lib|dist)\//.test(file)).sort()).toEqual(expected.sort());
+  });
+
+  it('hold every target of the manifest', () => {
+    const targets = [
+      ...Object.values(manifest.exports).flatMap((t) => (typeof t === 'string' ? [t] : [t.types, t.default])),
+      ...Object.values(manifest.bin),
+    ].map((target) => target.replace(/^\.\//, ''));
+    expect(files).toEqual(expect.arrayContaining(targets));
+  });
+
+  it('hold every source that binding.gyp names', () => {
+    const gyp = fs.readFileSync(`${root}binding.gyp`, 'utf8');
+    const sources = [...gyp.matchAll(/"(native\/[^"]+)"/g)].map((match) => match[1]);
+    expect(sources.length).toBeGreaterThan(0);
+    expect(files).toEqual(expect.arrayContaining(sources));
+  });
+
+  it('name no machine: the lock file holds no registry', () => {
+    const lock = fs.readFileSync(`${root}package-lock.json`, 'utf8');
+    expect(lock).not.toContain('"resolved"');
+  });
+});
+
+describe('manifest', () => {
+  it('has two dependencies at run time', () => {
+    expect(Object.keys(manifest.dependencies)).toEqual(['bindings', 'node-addon-api']);
+  });
+
+  it('has a command that says what runs it', () => {
+    for (const target of Object.values(manifest.bin)) {
+      expect(fs.readFileSync(root + target, 'utf8')).toMatch(/^#!\/usr\/bin\/env node\n/);
+    }
+  });
+});
