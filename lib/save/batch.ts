@@ -39,6 +39,8 @@ const PAGE_WORDS = PAGE_SIZE / 4;
 export interface Pass {
   /** PAGE_DATA entries sent. */
   readonly entries: number;
+  /** Those of them that carried page contents. */
+  readonly dataPages: number;
   readonly bytes: number;
   readonly ms: number;
   /** Of `ms`, those in which nothing went because of the bandwidth limit. */
@@ -98,6 +100,7 @@ export class PageSender {
     const { dirty, control, out, p2mSize } = this.#context;
     const began = now();
     const bytesBefore = out.bytes;
+    const dataPagesBefore = this.dataPages;
     let entries = 0;
     let idleMs = 0;
     for (let from = 0; ;) {
@@ -124,7 +127,13 @@ export class PageSender {
     control.note({ transferred: out.bytes, remaining: 0, pages: this.dataPages });
     await this.#ops.checkVmState();
     control.throwIfCancelled();
-    return { entries, bytes: out.bytes - bytesBefore, ms: now() - began, idleMs };
+    return {
+      entries,
+      dataPages: this.dataPages - dataPagesBefore,
+      bytes: out.bytes - bytesBefore,
+      ms: now() - began,
+      idleMs,
+    };
   }
 
   /** Waits until no write is under way any more, and ignores how they ended. For the clean-up, the sink being aborted. */

@@ -90,6 +90,7 @@ export function iterationStats(
     iteration,
     dirtyPages,
     sentPages: pass.entries,
+    dataPages: pass.dataPages,
     bytes: pass.bytes,
     ms: pass.ms,
     rate: pass.ms > 0 ? (pass.bytes * 1000) / pass.ms : 0,

@@ -1,6 +1,7 @@
 /** Stopping the guest, and making sure that it stands still. */
-import { GuestError, TimeoutError } from '../errors.js';
+import { GuestError, TimeoutError, withCleanupError } from '../errors.js';
 import { ShutdownReason, type DomainInfo } from '../host/host.js';
+import type { SuspendOptions } from '../toolstack/toolstack.js';
 import { SaveErrorCode } from './codes.js';
 import type { SaveContext } from './context.js';
 
@@ -25,7 +26,7 @@ export function isSuspended(info: DomainInfo): boolean {
  * Throws TimeoutError, GuestError, what the toolstack throws, or the job's reason.
  */
 export async function suspendGuest(context: SaveContext): Promise<void> {
-  const { control, toolstack, domid, options, live } = context;
+  const { control, options, live } = context;
   if (!isSuspended(context.info)) {
     const timeoutMs = options.suspendTimeoutMs ?? SUSPEND_TIMEOUT_MS;
     const guard = new AbortController();
@@ -34,14 +35,7 @@ export async function suspendGuest(context: SaveContext): Promise<void> {
     }, timeoutMs + TOOLSTACK_GRACE_MS);
     try {
       const signal = AbortSignal.any([control.signal, guard.signal]);
-      // A paused guest cannot answer: it runs for as long as its own suspend takes, and not a moment longer.
-      const { paused } = context.info;
-      if (paused) await toolstack.unpause(domid);
-      try {
-        await toolstack.suspend(domid, { signal, timeoutMs, live });
-      } finally {
-        if (paused) await toolstack.pause(domid);
-      }
+      await suspendPausedOrNot(context, { signal, timeoutMs, live });
     } catch (error) {
       control.throwIfCancelled();
       if (guard.signal.aborted) throw guard.signal.reason;
@@ -53,6 +47,20 @@ export async function suspendGuest(context: SaveContext): Promise<void> {
   }
   await confirmSuspended(context);
   context.guestSuspended = true;
+}
+
+/** A paused guest cannot answer: it runs for as long as its own suspend takes, and not a moment longer. */
+async function suspendPausedOrNot(context: SaveContext, options: SuspendOptions): Promise<void> {
+  const { toolstack, domid, info } = context;
+  if (!info.paused) return toolstack.suspend(domid, options);
+  await toolstack.unpause(domid);
+  try {
+    await toolstack.suspend(domid, options);
+  } catch (error) {
+    await toolstack.pause(domid).catch((later: unknown) => withCleanupError(error, later));
+    throw error;
+  }
+  await toolstack.pause(domid);
 }
 
 /** Throws GuestError unless the guest is suspended now. */

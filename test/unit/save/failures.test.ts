@@ -239,6 +239,49 @@ describe('a guest that is suspended already', () => {
   });
 });
 
+describe('a paused guest', () => {
+  const paused: FakeOptions = { kind: 'pvh', paused: true };
+
+  it('runs only to suspend itself', async () => {
+    const world = new FakeWorld(paused);
+    await start(world, { afterwards: 'resume' }).result;
+    const order = world.calls.filter((call) => /pause|suspend|resume/.test(call));
+    expect(order).toEqual(['toolstack.unpause', 'toolstack.suspend', 'toolstack.pause', 'toolstack.resume']);
+    expect(world).toMatchObject({ state: 'running', pauses: 1 });
+  });
+
+  it('is paused again after a failure at any call', async () => {
+    const calls = await callsOf(paused, {});
+    for (let n = 0; n < calls.indexOf('sink.end'); n++) {
+      // One is tried again; and what cannot be paused runs.
+      if (calls[n] === 'enableLogDirty' || calls[n] === 'toolstack.pause') continue;
+      const world = new FakeWorld(paused);
+      const injected = new HypercallError('x', 5, `call ${n}`);
+      world.before = (_call, index) => {
+        if (index === n) throw injected;
+      };
+      const error = await errorOf(start(world).result);
+      const where = `${calls[n]!} (call ${n})`;
+      expect(error, where).toBe(injected);
+      expect(error.guest, where).toEqual({ host: 'source', state: 'paused' });
+      expect(world, where).toMatchObject({ state: 'running', pauses: 1, logDirty: false });
+    }
+  });
+
+  it('keeps the first error if it cannot be paused again', async () => {
+    const world = new FakeWorld(paused);
+    world.before = (call) => {
+      if (call === 'toolstack.suspend' || call === 'toolstack.pause') throw new HypercallError(call, 5, 'no');
+    };
+    const error = await errorOf(start(world).result);
+    expect(error).toMatchObject({
+      syscall: 'toolstack.suspend',
+      cleanupErrors: [{ syscall: 'toolstack.pause' }],
+      guest: { host: 'source', state: 'running' },
+    });
+  });
+});
+
 describe('afterwards', () => {
   it.each([
     ['destroy', { destroyed: true }],

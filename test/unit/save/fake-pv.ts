@@ -165,7 +165,7 @@ export class PvImage {
       frames.forEach((frame, i) => {
         const n = Math.floor((from + i) / 512) - Math.floor(from / 512);
         tables[n] ??= this.take(level);
-        this.setPte(tables[n] as number, (from + i) % 512, frame);
+        this.setPte(tables[n], (from + i) % 512, frame);
       });
       frames = tables;
       shift += 9n;

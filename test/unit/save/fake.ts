@@ -30,7 +30,8 @@ export interface FakeOptions {
   /** pfns that CLEAN finds, call by call; the last one stays. */
   readonly dirty?: readonly (readonly number[])[] | undefined;
   readonly vcpus?: number | undefined;
-  readonly state?: 'running' | 'paused' | 'suspended' | 'crashed' | 'dying' | undefined;
+  readonly state?: 'running' | 'suspended' | 'crashed' | 'dying' | undefined;
+  readonly paused?: boolean | undefined;
 }
 
 /** Everything that the tests look at. */
@@ -54,6 +55,8 @@ export class FakeWorld {
   openMappings = 0;
   openDomains = 0;
   m2pOpen = false;
+  /** Pauses of the toolstack. */
+  pauses = 0;
   cleans = 0;
   finalCleans = 0;
   /** Pages that CLEAN says it copied, less than asked for by so many. */
@@ -78,6 +81,7 @@ export class FakeWorld {
     this.options = options;
     this.hvm = options.kind !== 'pv';
     this.state = options.state ?? 'running';
+    this.pauses = options.paused === true ? 1 : 0;
     this.dirty = options.dirty ?? [[]];
     this.vcpus = options.vcpus ?? 1;
     if (this.hvm) {
@@ -124,7 +128,7 @@ export class FakeWorld {
     return {
       domid: DOMID,
       hvm,
-      paused: state === 'paused',
+      paused: this.pauses > 0,
       dying: state === 'dying',
       shutdown: state === 'suspended' || state === 'crashed',
       shutdownReason: state === 'crashed' ? ShutdownReason.CRASH : this.shutdownReason,
@@ -280,7 +284,8 @@ export class FakeWorld {
       suspend: async (_domid, options) => {
         this.suspendOptions = options;
         await this.step('toolstack.suspend');
-        if (this.state !== 'running') throw new GuestError('ERR_XEN_TEST', 'the guest does not run');
+        if (this.state !== 'running' || this.pauses > 0)
+          throw new GuestError('ERR_XEN_TEST', 'the guest does not run');
         this.state = 'suspended';
       },
       resume: async () => {
@@ -308,8 +313,14 @@ export class FakeWorld {
       backendWiring: unused,
       staticDataDone: unused,
       finishRestore: unused,
-      unpause: unused,
-      pause: unused,
+      unpause: async () => {
+        await this.step('toolstack.unpause');
+        this.pauses--;
+      },
+      pause: async () => {
+        await this.step('toolstack.pause');
+        this.pauses++;
+      },
     };
   }
 
@@ -370,7 +381,7 @@ export class FakeSink implements ByteSink {
   }
 
   async write(views: readonly Uint8Array[]): Promise<void> {
-    if (this.aborted !== undefined) throw this.aborted.reason as Error;
+    this.#throwIfAborted();
     this.inFlight++;
     this.maxInFlight = Math.max(this.maxInFlight, this.inFlight);
     try {
@@ -382,7 +393,7 @@ export class FakeSink implements ByteSink {
           void gate.then(resolve);
         });
       }
-      if (this.aborted !== undefined) throw this.aborted.reason as Error;
+      this.#throwIfAborted();
       // Only now: the views must stay what they are until the promise settles.
       const chunk = Buffer.concat(views);
       this.writes.push(views.map((view) => view.length));
@@ -395,8 +406,12 @@ export class FakeSink implements ByteSink {
 
   async end(): Promise<void> {
     await this.#world.step('sink.end');
-    if (this.aborted !== undefined) throw this.aborted.reason as Error;
+    this.#throwIfAborted();
     this.ended = true;
+  }
+
+  #throwIfAborted(): void {
+    if (this.aborted !== undefined) throw this.aborted.reason as Error;
   }
 
   abort(reason: unknown): void {

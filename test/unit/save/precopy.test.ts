@@ -1,6 +1,6 @@
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { UsageError, type XenMigrationError } from '../../../lib/errors.js';
-import { channels } from '../../../lib/job.js';
 import { limitsPolicy, STALLED_PASSES, xenDefaultPolicy } from '../../../lib/save/policy.js';
 import { MAX_PASSES, SaveSteering } from '../../../lib/save/steering.js';
 import { TokenBucket, waitForTokens } from '../../../lib/save/throttle.js';
@@ -265,11 +265,11 @@ describe('pre-copy', () => {
   it('publishes each pass', async () => {
     const heard: unknown[] = [];
     const listen = (message: unknown): void => void heard.push(message);
-    channels.iteration.subscribe(listen);
+    subscribe('xen-migration:job:iteration', listen);
     try {
       await runToEnd(new FakeWorld({ kind: 'pvh', pages: 100, dirty: [[1, 2], [3]] }));
     } finally {
-      channels.iteration.unsubscribe(listen);
+      unsubscribe('xen-migration:job:iteration', listen);
     }
     expect(heard).toMatchObject([
       { iteration: 0, sentPages: 100, domid: 7, operation: 'save', suspended: false },
