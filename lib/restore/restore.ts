@@ -1,7 +1,7 @@
 /** Restore: a guest out of a Migration v2 stream into a domain. */
 import type { Readable } from 'node:stream';
 import { debug } from '../debug.js';
-import { UsageError, withCleanupError } from '../errors.js';
+import { UsageError, withCleanupError, XenMigrationError } from '../errors.js';
 import type { Host } from '../host/host.js';
 import { JobControl } from '../job.js';
 import { openSource } from '../transport/index.js';
@@ -29,21 +29,13 @@ export function startRestore(
 ): RestoreJob {
   const { from, ...rest } = options;
   const control = new JobControl('restore', options.domid, rest);
-  const result = control.run(async () => {
-    const source = await openSource(from, { signal: control.signal });
-    let value: RestoreResult;
-    try {
-      value = await runRestore(control, host, source, rest);
-    } catch (error) {
-      await source.close().catch((later: unknown) => withCleanupError(error, later));
+  const result = control
+    .run(() => restoreFrom(control, host, from, rest))
+    .catch((error: unknown) => {
+      // Also where there was no stream yet: whatever guest was meant, it is where it was before.
+      if (XenMigrationError.is(error)) error.guest ??= { host: 'none', state: 'gone' };
       throw error;
-    }
-    // The guest runs: a source that cannot be closed does not change that.
-    await source.close().catch((error: unknown) => {
-      debug('restore: closing the source: %o', error);
     });
-    return value;
-  });
   return {
     result,
     get status() {
@@ -65,6 +57,27 @@ export async function restore(
   options: RestoreOptions & { readonly from: RestoreFrom },
 ): Promise<RestoreResult> {
   return startRestore(host, options).result;
+}
+
+async function restoreFrom(
+  control: JobControl,
+  host: Host,
+  from: RestoreFrom,
+  options: RestoreOptions,
+): Promise<RestoreResult> {
+  const source = await openSource(from, { signal: control.signal });
+  let result: RestoreResult;
+  try {
+    result = await runRestore(control, host, source, options);
+  } catch (error) {
+    await source.close().catch((later: unknown) => withCleanupError(error, later));
+    throw error;
+  }
+  // The guest runs: a source that cannot be closed does not change that.
+  await source.close().catch((error: unknown) => {
+    debug('restore: closing the source: %o', error);
+  });
+  return result;
 }
 
 /**
