@@ -30,6 +30,8 @@ export interface IterationStats {
   readonly dirtyPages: number;
   /** PAGE_DATA entries sent. */
   readonly sentPages: number;
+  /** Those of them that carried page contents; the others are holes in the guest's memory. */
+  readonly dataPages: number;
   readonly bytes: number;
   readonly ms: number;
   /** Bytes per second of this pass. */

@@ -139,7 +139,7 @@ export async function sendMemoryLive(
       iterations.push(stats);
       control.iteration(stats);
     } else {
-      measured.passed({ entries: 0, bytes: 0, ms: 0, idleMs: 0 });
+      measured.passed({ entries: 0, dataPages: 0, bytes: 0, ms: 0, idleMs: 0 });
     }
     if (decision !== 'continue') return;
 

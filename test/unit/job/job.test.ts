@@ -106,6 +106,7 @@ describe('JobControl', () => {
         iteration: 0,
         dirtyPages: 1,
         sentPages: 1,
+        dataPages: 1,
         bytes: 2,
         ms: 3,
         rate: 4,

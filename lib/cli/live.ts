@@ -1,0 +1,152 @@
+/** Progress while it happens: redrawn lines on a terminal, a line now and then elsewhere. */
+import type { JobPhase, Progress } from '../progress.js';
+import type { CommandIo, Output } from './command.js';
+import {
+  bytesText,
+  countText,
+  paintFor,
+  rateText,
+  speaksUnicode,
+  timeText,
+  widthOf,
+  type Paint,
+} from './format.js';
+
+const UP = (lines: number): string => (lines > 0 ? `\u001b[${lines}A` : '');
+const CLEAR_BELOW = '\r\u001b[J';
+
+/** Columns of the bar. */
+const BAR = 24;
+/** ms between two lines where lines cannot be redrawn. */
+const PLAIN_INTERVAL = 1000;
+
+const phases: Readonly<Record<JobPhase, string>> = {
+  setup: 'getting ready',
+  'static-data': 'sending what does not change',
+  'pre-copy': 'copying while the guest runs',
+  'pre-switchover': 'waiting for leave to switch over',
+  suspend: 'asking the guest to suspend',
+  'stop-and-copy': 'sending the last pages, the guest stands still',
+  verify: 'sending all pages again to compare',
+  state: 'sending processor and device state',
+  memory: 'receiving memory',
+  complete: 'sending the end',
+  handshake: 'handing over',
+  cleanup: 'tidying up',
+  done: 'done',
+};
+
+/** Shows a job's progress on an output. Give `show` as `onProgress`. */
+export class LiveView {
+  readonly #output: Output;
+  readonly #redraw: boolean;
+  readonly #paint: Paint;
+  readonly #bar: readonly [full: string, empty: string];
+  #drawn = 0;
+  #saidAt = -Infinity;
+  #saidPhase: JobPhase | undefined;
+  #iteration = -1;
+  /** Pages of the present pass. */
+  #toSend = 0;
+
+  constructor(io: CommandIo) {
+    this.#output = io.stderr;
+    this.#redraw = io.stderr.isTTY === true && io.env['TERM'] !== 'dumb';
+    this.#paint = paintFor(io.stderr, io.env);
+    this.#bar = speaksUnicode(io.env) ? ['█', '░'] : ['#', '.'];
+  }
+
+  readonly show = (progress: Progress): void => {
+    if (progress.state !== 'active') return;
+    if (progress.iteration !== this.#iteration) {
+      this.#iteration = progress.iteration;
+      this.#toSend = progress.remaining ?? progress.total ?? 0;
+    }
+    this.#toSend = Math.max(this.#toSend, progress.remaining ?? 0);
+    if (this.#redraw) this.#draw(this.#lines(progress));
+    else this.#say(progress);
+  };
+
+  /** Takes the redrawn lines away, so that what follows stands in their place. */
+  clear(): void {
+    if (this.#drawn > 0) this.#output.write(UP(this.#drawn) + CLEAR_BELOW);
+    this.#drawn = 0;
+  }
+
+  #draw(lines: readonly string[]): void {
+    const columns = (this.#output.columns ?? 80) - 1;
+    // A line that wraps could not be taken back; colours are not worth cutting around.
+    const fitting = lines.map((line) => (widthOf(line) <= columns ? line : ''));
+    this.#output.write(`${UP(this.#drawn)}${CLEAR_BELOW}${fitting.join('\n')}\n`);
+    this.#drawn = fitting.length;
+  }
+
+  #lines(progress: Progress): string[] {
+    const { bold, dim, cyan } = this.#paint;
+    const [full, empty] = this.#bar;
+    const share = this.#share(progress);
+    const blocks = Math.round((share ?? 0) * BAR);
+    const bar = cyan(full.repeat(blocks)) + dim(empty.repeat(BAR - blocks));
+    const percent = `${Math.floor((share ?? 0) * 100)} %`.padStart(5);
+    const pass =
+      progress.operation === 'receive' || progress.operation === 'restore'
+        ? 'memory'
+        : `pass ${progress.iteration + 1}`;
+    return [
+      '',
+      `  ${bold(pass.padEnd(7))} ${bar} ${percent}   ${phases[progress.phase]}`,
+      `          ${this.#sent(progress)}`,
+      `          ${dim(this.#outlook(progress))}`,
+    ];
+  }
+
+  #sent(progress: Progress): string {
+    const { pages, transferred, rate } = progress;
+    return `${countText(pages)} pages, ${bytesText(transferred)} ${rate > 0 ? `at ${rateText(rate)}` : ''}`.trimEnd();
+  }
+
+  #outlook(progress: Progress): string {
+    const { dirtyPagesRate, expectedDowntime } = progress;
+    const parts: string[] = [];
+    if (dirtyPagesRate !== undefined) parts.push(`the guest dirties ${countText(dirtyPagesRate)} pages/s`);
+    if (expectedDowntime !== undefined) {
+      parts.push(`stopped now, it would stand still for about ${timeText(expectedDowntime)}`);
+    }
+    return parts.join('; ');
+  }
+
+  /** Part of this pass that is done, 0…1. */
+  #share(progress: Progress): number | undefined {
+    const { remaining, total, pages, operation } = progress;
+    if (operation === 'receive' || operation === 'restore') {
+      return total === undefined || total === 0 ? undefined : Math.min(1, pages / total);
+    }
+    if (remaining === undefined || this.#toSend === 0) return undefined;
+    return 1 - remaining / this.#toSend;
+  }
+
+  /** A phase's beginning is said at once, the course of it now and then. */
+  #say(progress: Progress): void {
+    const at = performance.now();
+    const fresh = progress.phase !== this.#saidPhase;
+    const talkative =
+      progress.phase === 'pre-copy' || progress.phase === 'memory' || progress.phase === 'stop-and-copy';
+    if (!fresh && (!talkative || at - this.#saidAt < PLAIN_INTERVAL)) return;
+    this.#saidAt = at;
+    this.#saidPhase = progress.phase;
+    if (!talkative && !fresh) return;
+    if (progress.phase === 'setup' || progress.phase === 'done') return;
+    const share = this.#share(progress);
+    const details =
+      fresh || share === undefined
+        ? ''
+        : `: pass ${progress.iteration + 1}, ${Math.floor(share * 100)} %, ${this.#sent(progress)}`;
+    this.#output.write(`${phases[progress.phase]}${details}\n`);
+  }
+}
+
+/** Shows nothing: for `--json` and `--quiet`. */
+export const noView: Pick<LiveView, 'show' | 'clear'> = {
+  show: () => undefined,
+  clear: () => undefined,
+};

@@ -1,0 +1,46 @@
+/** What a finished migration or save tells people: rounds, downtime, proof. Lines, without printing them. */
+import type { DowntimeSplit, IterationStats } from '../progress.js';
+import { bytesText, countText, rateText, tableLines, timeText, type Paint } from './format.js';
+
+/** The table of passes. */
+export function roundsLines(iterations: readonly IterationStats[], paint: Paint): string[] {
+  const head = ['pass', 'to send', 'sent', 'data', 'time', 'rate', 'guest'].map((cell) => paint.dim(cell));
+  const rows = iterations.map((pass) => [
+    String(pass.iteration + 1),
+    countText(pass.dirtyPages),
+    countText(pass.sentPages),
+    bytesText(pass.bytes),
+    timeText(pass.ms),
+    rateText(pass.rate),
+    pass.suspended ? paint.bold('stands still') : 'runs',
+  ]);
+  return tableLines([head, ...rows], ['right', 'right', 'right', 'right', 'right', 'right', 'left']);
+}
+
+/** The downtime and what it was spent on. */
+export function downtimeLines(downtime: DowntimeSplit, paint: Paint): string[] {
+  const parts: readonly [name: string, ms: number, what: string][] = [
+    ['suspend', downtime.suspend, 'asking the guest until it stood still'],
+    ['last pages', downtime.finalPass, 'what it had written since the last pass'],
+    ['state', downtime.state, 'processors, timers, parameters'],
+    ['device model', downtime.deviceModel, 'the state of its devices'],
+    ['handover', downtime.handover, 'from the last byte until it ran there'],
+  ];
+  const total = [paint.bold('downtime'), paint.bold(timeText(downtime.total)), ''];
+  const rows = parts
+    .filter(([, ms]) => ms > 0)
+    .map(([name, ms, what]) => [`  ${name}`, timeText(ms), paint.dim(what)]);
+  return tableLines([total, ...rows], ['left', 'right', 'left']);
+}
+
+/** One fact that was proved, or not. */
+export interface Fact {
+  readonly ok: boolean;
+  readonly text: string;
+}
+
+/** The list of facts with their marks. */
+export function factLines(facts: readonly Fact[], paint: Paint, unicode: boolean): string[] {
+  const [yes, no] = unicode ? ['✓', '✗'] : ['ok', 'FAILED'];
+  return facts.map(({ ok, text }) => `${ok ? paint.green(yes) : paint.red(no)} ${text}`);
+}
