@@ -14,8 +14,8 @@ export interface Codec {
   encode(value: never): Uint8Array;
 }
 
-const vcpu = (type: S.X86PvVcpuType): Codec => ({
-  decode: (body, place, { width }) => S.decodeX86PvVcpu(type, body, place, width),
+const vcpu = (decode: typeof S.decodeX86PvVcpuBasic): Codec => ({
+  decode: (body, place, { width }) => decode(body, place, width),
   encode: S.encodeX86PvVcpu,
 });
 
@@ -31,9 +31,9 @@ export const libxcCodecs: Readonly<Record<Exclude<S.LibxcRecordName, 'PAGE_DATA'
     decode: (body, place, { width }) => S.decodeX86PvP2mFrames(body, place, width),
     encode: S.encodeX86PvP2mFrames,
   },
-  X86_PV_VCPU_BASIC: vcpu(S.LibxcRecord.X86_PV_VCPU_BASIC),
-  X86_PV_VCPU_EXTENDED: vcpu(S.LibxcRecord.X86_PV_VCPU_EXTENDED),
-  X86_PV_VCPU_XSAVE: vcpu(S.LibxcRecord.X86_PV_VCPU_XSAVE),
+  X86_PV_VCPU_BASIC: vcpu(S.decodeX86PvVcpuBasic),
+  X86_PV_VCPU_EXTENDED: vcpu(S.decodeX86PvVcpuExtended),
+  X86_PV_VCPU_XSAVE: vcpu(S.decodeX86PvVcpuXsave),
   X86_PV_VCPU_MSRS: {
     decode: (body, place) => {
       const record = S.decodeX86PvVcpuMsrs(body, place);

@@ -216,6 +216,8 @@ describe('encoders and decoders', () => {
       () => S.writePageDataHead(new Uint8Array(100), [1], [0], 2),
       () => S.writePageDataHead(new Uint8Array(16), [1], [0], 1),
       () => S.writePageDataHead(new Uint8Array(100), [], [], 0),
+      () =>
+        S.writePageDataHead(new Uint8Array(300_000), new Float64Array(32768), new Uint8Array(32768), 32768),
       () => S.writePageDataHead(new Uint8Array(100), [2 ** 52], [0], 1),
       () => S.writePageDataHead(new Uint8Array(100), [-1], [0], 1),
       () => S.writePageDataHead(new Uint8Array(100), [0.5], [0], 1),

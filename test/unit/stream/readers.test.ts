@@ -418,6 +418,12 @@ describe('heads of PV blobs', () => {
   });
 });
 
+test('an MSR blob of a wrong size', () => {
+  expect(() => S.decodeVcpuMsrs(new Uint8Array(17))).toThrow(
+    expect.objectContaining({ code: 'ERR_XEN_STREAM_LENGTH', record: 'X86_PV_VCPU_MSRS' }),
+  );
+});
+
 describe('tables of records are bounded', () => {
   const tooMany = S.TABLE_ENTRIES_MAX + 1;
   const limit = expect.objectContaining({ code: 'ERR_XEN_STREAM_LIMIT' }) as unknown;
