@@ -8,7 +8,13 @@ import { buildGuest } from './pv-build.js';
 import { Activity, attachKernel, MAX_P2M_TAIL, type PvKernel, type PvKernelEnv } from './pv-kernel.js';
 import { kernelRanges, layoutOf, type PvLayout } from './pv-layout.js';
 import { FrameType, PvMmu, type PvMmuDomain } from './pv-mmu.js';
-import { resumeOpaque, suspendOpaque, type OpaqueRings, type OpaqueTools } from './pv-opaque.js';
+import {
+  publishOpaqueP2m,
+  resumeOpaque,
+  suspendOpaque,
+  type OpaqueRings,
+  type OpaqueTools,
+} from './pv-opaque.js';
 import { bumpGeneration, hasKernelMark, resumeKernel, suspendKernel } from './pv-suspend.js';
 import type {
   CreatePvDomain,
@@ -132,7 +138,18 @@ class SimulatedPvDomain implements PvDomain, PvMmuDomain {
       this.#rings = undefined;
     }
     this.#enter();
-    return this.#kernel === undefined ? undefined : this.#map(this.#kernel);
+    if (this.#kernel !== undefined) return this.#map(this.#kernel);
+    if (how === 'restored') this.#publishOpaque();
+    return undefined;
+  }
+
+  /** A guest of its own kernel is not run, so it cannot crash of what it would find: its next suspend tells. */
+  #publishOpaque(): void {
+    try {
+      publishOpaqueP2m(this.#opaque());
+    } catch (error) {
+      if (!(error instanceof GuestError)) throw error;
+    }
   }
 
   registers(): Uint8Array {

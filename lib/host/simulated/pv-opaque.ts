@@ -2,13 +2,18 @@
  * PV guests whose kernel is not this simulator's model: a real guest's capture, restored and not run. To be saved
  * again it has to look like a guest in its suspend hypercall, and a few fields do not after a restore, because the
  * restorer filled them in for a kernel that would then run. What the kernel would do about them is done here on its
- * behalf, and no more:
+ * behalf, and no more.
  *
- *     start_info.store_mfn, console.domU.mfn   machine frame → pfn
+ * When it comes back from its suspend hypercall, and when it makes it:
+ *
  *     shared_info.arch.p2m_cr3                 linear p2m: the page tables of vcpu 0, which map the p2m as well as
  *                                              those of the kernel, whose frame on the old host the field still has
  *     shared_info.arch.pfn_to_mfn_frame_list_list
  *                                              tree: zeroed by the restorer; new lists in frames that have no pfn
+ *
+ * When it makes it:
+ *
+ *     start_info.store_mfn, console.domU.mfn   machine frame → pfn
  */
 import { PAGE_SIZE } from '../../abi/pages.js';
 import { fppOf, frameToCr3, levelsOf, SHARED_INFO, START_INFO, VCPU_CONTEXT } from '../../abi/pv.js';
@@ -38,7 +43,7 @@ export interface OpaqueRings {
 
 /** Makes the guest look suspended. Throws GuestError if its state does not allow that. */
 export function suspendOpaque(tools: OpaqueTools): OpaqueRings {
-  const { env, sharedInfoMfn } = tools;
+  const { env } = tools;
   const { frames, width } = env;
   const info = startInfo(tools);
   const fields = START_INFO[width];
@@ -49,7 +54,17 @@ export function suspendOpaque(tools: OpaqueTools): OpaqueRings {
   if (isOwn(env, rings.store)) writeLong(info.page, fields.storeMfn, width, frames.pfnOf(rings.store));
   if (isOwn(env, rings.console)) writeLong(info.page, fields.consoleMfn, width, frames.pfnOf(rings.console));
   env.markDirty(info.pfn);
+  publishOpaqueP2m(tools);
+  return rings;
+}
 
+/**
+ * Tells the toolstack where the p2m is, as a kernel does that comes back on another host. Harmless when that is known.
+ * Throws GuestError if the p2m cannot be found.
+ */
+export function publishOpaqueP2m(tools: OpaqueTools): void {
+  const { env, sharedInfoMfn } = tools;
+  const { frames, width } = env;
   const page = frames.page(sharedInfoMfn);
   const arch = SHARED_INFO[width];
   const pages = readLong(page, arch.maxPfn, width);
@@ -60,10 +75,9 @@ export function suspendOpaque(tools: OpaqueTools): OpaqueRings {
     const cr3 = frameToCr3(top, width);
     setU32(page, arch.p2mCr3, Number(cr3 & 0xffff_ffffn));
     if (width === 8) setU32(page, arch.p2mCr3 + 4, Number(cr3 >> 32n));
-  } else {
+  } else if (readLong(page, arch.frameListList, width) === 0) {
     writeLong(page, arch.frameListList, width, makeFrameLists(tools, pages));
   }
-  return rings;
 }
 
 /** Undoes what `suspendOpaque` did to start_info. */
