@@ -69,6 +69,6 @@ export function parseArguments<T extends Omit<ParseArgsConfig, 'args' | 'strict'
   } catch (error) {
     // Node's texts go on with advice on `--`, which helps nobody here.
     const text = error instanceof Error ? (error.message.split(/\. |\n/)[0] ?? error.message) : String(error);
-    throw new UsageError(text, { cause: error });
+    throw new UsageError(text.charAt(0).toLowerCase() + text.slice(1), { cause: error });
   }
 }

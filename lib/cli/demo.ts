@@ -66,7 +66,7 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
       `  Unix socket${rate > 0 ? `, at most ${rateText(rate)} while the guest runs` : ''}`,
     ]);
   }
-  const view = json ? noView : new LiveView(io);
+  const view = json ? noView : new LiveView(io, plan.memory / 4096);
   const story = await play(plan, limits, view, signal);
   const moves = plan.workload.kind !== 'idle';
   const facts: Fact[] = [
@@ -101,7 +101,7 @@ async function play(
   try {
     const source = new SimulatedHost({ seed: 2 * plan.seed + 1 });
     cleanup.push(() => source.close());
-    const destination = new SimulatedHost({ seed: 2 * plan.seed + 2 });
+    const destination = new SimulatedHost({ seed: 2 * plan.seed + 2, warmGuests: true });
     cleanup.push(() => destination.close());
     const guest = await createGuest(source, plan, 'demo');
     await sleep(WARM_UP, undefined, { signal });

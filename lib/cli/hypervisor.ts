@@ -17,7 +17,7 @@ export const hostOption = { host: { type: 'string' } } as const;
  * @throws AddonError if Xen is wanted and cannot be had, UsageError
  */
 export function openHost(choice: string | undefined, seed: number): SimulatedHost {
-  if (choice === 'sim') return new SimulatedHost({ seed });
+  if (choice === 'sim') return new SimulatedHost({ seed, warmGuests: true });
   if (choice !== undefined && choice !== 'xen') {
     throw new UsageError(`--host: "${choice}" is none of xen, sim`);
   }

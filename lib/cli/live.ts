@@ -36,12 +36,23 @@ const phases: Readonly<Record<JobPhase, string>> = {
   done: 'done',
 };
 
+/** Phases that are over at once; a log need not name them. */
+const quiet: ReadonlySet<JobPhase> = new Set([
+  'setup',
+  'static-data',
+  'state',
+  'complete',
+  'cleanup',
+  'done',
+]);
+
 /** Shows a job's progress on an output. Give `show` as `onProgress`. */
 export class LiveView {
   readonly #output: Output;
   readonly #redraw: boolean;
   readonly #paint: Paint;
   readonly #bar: readonly [full: string, empty: string];
+  readonly #guestPages: number | undefined;
   #drawn = 0;
   #saidAt = -Infinity;
   #saidPhase: JobPhase | undefined;
@@ -49,7 +60,9 @@ export class LiveView {
   /** Pages of the present pass. */
   #toSend = 0;
 
-  constructor(io: CommandIo) {
+  /** @param guestPages Pages that the guest has, if known: most of a p2m may be holes, which take no time */
+  constructor(io: CommandIo, guestPages?: number) {
+    this.#guestPages = guestPages;
     this.#output = io.stderr;
     this.#redraw = io.stderr.isTTY === true && io.env['TERM'] !== 'dumb';
     this.#paint = paintFor(io.stderr, io.env);
@@ -116,13 +129,13 @@ export class LiveView {
   }
 
   /** Part of this pass that is done, 0…1. */
-  #share(progress: Progress): number | undefined {
-    const { remaining, total, pages, operation } = progress;
-    if (operation === 'receive' || operation === 'restore') {
-      return total === undefined || total === 0 ? undefined : Math.min(1, pages / total);
+  #share({ remaining, total, pages, iteration, operation }: Progress): number | undefined {
+    const receiving = operation === 'receive' || operation === 'restore';
+    if (receiving || (iteration === 0 && this.#guestPages !== undefined)) {
+      const all = this.#guestPages ?? total ?? 0;
+      return all === 0 ? undefined : Math.min(1, pages / all);
     }
-    if (remaining === undefined || this.#toSend === 0) return undefined;
-    return 1 - remaining / this.#toSend;
+    return remaining === undefined || this.#toSend === 0 ? undefined : 1 - remaining / this.#toSend;
   }
 
   /** A phase's beginning is said at once, the course of it now and then. */
@@ -134,8 +147,7 @@ export class LiveView {
     if (!fresh && (!talkative || at - this.#saidAt < PLAIN_INTERVAL)) return;
     this.#saidAt = at;
     this.#saidPhase = progress.phase;
-    if (!talkative && !fresh) return;
-    if (progress.phase === 'setup' || progress.phase === 'done') return;
+    if (fresh && quiet.has(progress.phase)) return;
     const share = this.#share(progress);
     const details =
       fresh || share === undefined

@@ -2,13 +2,13 @@
 import type { DowntimeSplit, IterationStats } from '../progress.js';
 import { bytesText, countText, rateText, tableLines, timeText, type Paint } from './format.js';
 
-/** The table of passes. */
+/** The table of passes. `dirty` is what a pass found to send; holes in memory are in none of the columns. */
 export function roundsLines(iterations: readonly IterationStats[], paint: Paint): string[] {
-  const head = ['pass', 'to send', 'sent', 'data', 'time', 'rate', 'guest'].map((cell) => paint.dim(cell));
+  const head = ['pass', 'dirty', 'sent', 'data', 'time', 'rate', 'guest'].map((cell) => paint.dim(cell));
   const rows = iterations.map((pass) => [
     String(pass.iteration + 1),
-    countText(pass.dirtyPages),
-    countText(pass.sentPages),
+    pass.iteration === 0 ? 'all' : countText(pass.dirtyPages),
+    `${countText(pass.dataPages)} pages`,
     bytesText(pass.bytes),
     timeText(pass.ms),
     rateText(pass.rate),

@@ -122,6 +122,11 @@ export class SimulatedGuest {
     this.#program = 'loaded';
   }
 
+  /** Starts the guest's thread before there is anything for it to do: a thread takes its time to start. */
+  warm(): void {
+    this.#runner ??= this.#newRunner();
+  }
+
   /** Lets the guest run, if it can. */
   async start(): Promise<void> {
     await this.#inTurn(async () => {

@@ -42,6 +42,11 @@ export interface SimulatedHostOptions {
   readonly guardMappings?: boolean | undefined;
   /** Keep a list of all calls in `faults.log`. Default false. */
   readonly recordCalls?: boolean | undefined;
+  /**
+   * Start a guest's thread with its domain and not when it first runs: what a migration to this host calls handover is
+   * then free of it. Default false.
+   */
+  readonly warmGuests?: boolean | undefined;
   /** Running guests keep the process alive. Default false. */
   readonly keepAlive?: boolean | undefined;
 }
@@ -173,6 +178,7 @@ export class SimulatedHost implements Host, AsyncDisposable {
       suspendedLive: undefined,
     };
     this.#records.set(domid, record);
+    if (this.#options.warmGuests === true) record.guest.warm();
     return record;
   }
 
