@@ -1,0 +1,26 @@
+import { SimulatedHost } from '../../lib/testing.js';
+import { hostContract, type ContractSubject } from '../contract/host-contract.js';
+
+function open(guardMappings: boolean): () => Promise<ContractSubject> {
+  return async () => {
+    const host = new SimulatedHost({ memory: 256 << 20, seed: 11, guardMappings });
+    return {
+      host,
+      createGuest: async (kind) => {
+        const workload = { kind: 'uniform', rate: 5000 } as const;
+        return (await host.createGuest({ kind, memory: 16 << 20, workload })).domid;
+      },
+      emptyConfig: (kind) =>
+        JSON.stringify({
+          c_info: { type: kind === 'pv32' ? 'pv' : kind, name: `empty-${kind}` },
+          b_info: { max_vcpus: 2, max_memkb: 16384, target_memkb: 16384 },
+        }),
+      close: () => host.close(),
+    };
+  };
+}
+
+const kinds = ['hvm', 'pvh', 'pv', 'pv32'] as const;
+
+hostContract('a simulated host', kinds, open(false), { viewsOutliveRelease: true });
+hostContract('a simulated host that guards its mappings', ['hvm', 'pv'], open(true));
