@@ -2,6 +2,7 @@
 import net from 'node:net';
 import { once } from 'node:events';
 import { stat, unlink } from 'node:fs/promises';
+import { debug } from '../debug.js';
 import { PeerError, TimeoutError, TransportError, UsageError } from '../errors.js';
 
 /** A place to listen at or connect to. */
@@ -103,6 +104,8 @@ export async function listenAt(
       throw cannotListen(address, again);
     }
   }
+  // A connection that could not be accepted (no descriptor left) is none of ours.
+  server.on('error', (error) => debug('listening at %s: %O', addressText(address), error));
   const bound = server.address();
   return {
     server,

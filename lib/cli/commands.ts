@@ -1,5 +1,9 @@
 /** The subcommands, in the order in which help lists them. */
 import type { Command } from './command.js';
 import { demo } from './demo.js';
+import { migrate } from './migrate.js';
+import { receive } from './receive.js';
+import { restore } from './restore.js';
+import { save } from './save.js';
 
-export const commands: readonly Command[] = [demo];
+export const commands: readonly Command[] = [demo, migrate, receive, save, restore];

@@ -1,0 +1,157 @@
+/** `xen-migrate restore`: a guest out of a file. */
+import { readFile } from 'node:fs/promises';
+import type { Readable } from 'node:stream';
+import { TransportError } from '../errors.js';
+import type { SimulatedHost } from '../host/simulated/host.js';
+import { startRestore } from '../restore/restore.js';
+import type { RestoreFormat, RestoreResult } from '../restore/types.js';
+import { startSave } from '../save/save.js';
+import type { SaveResult } from '../save/types.js';
+import { ExitCode, parseArguments, type Command, type CommandIo } from './command.js';
+import { writeWhole } from './files.js';
+import { bytesText, countText, paintFor, speaksUnicode, timeText } from './format.js';
+import { hostOption, openHost } from './hypervisor.js';
+import { LiveView, noView } from './live.js';
+import { operands } from './operands.js';
+import { indent, printJson, printLines } from './print.js';
+import { proofFacts, proved, proveGuest, type Proof } from './proof.js';
+import { factLines, type Fact } from './report.js';
+import { FORMATS } from './save.js';
+import { choiceOf } from './values.js';
+
+const help = `usage: xen-migrate restore FILE|- [options]
+
+Restores a guest from a file of xl save, or from the standard input. Compressed files are to be unpacked first:
+gunzip -c guest.gz | xen-migrate restore - ...
+
+  --format FORMAT       xl, libxl, libxc or auto (default)
+  --config FILE         the guest's configuration (libxl_domain_config as JSON) instead of the one in xl's header;
+                        needed for libxl and libxc streams
+
+  --host sim            restore into a simulated host. Guests of a real Xen can be held there, but do not run
+  --check               let a guest of the simulator check its own memory
+  --save-to FILE|-      save the guest out of the host again, by itself or in another form
+  --save-format FORMAT  xl (default), libxl or libxc
+  --json                print one JSON document instead of the report
+  --help                print this text
+
+A restore that fails leaves no domain behind.
+`;
+
+async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal): Promise<number> {
+  const { values, positionals } = parseArguments(argv, {
+    allowPositionals: true,
+    options: {
+      ...hostOption,
+      format: { type: 'string' },
+      config: { type: 'string' },
+      check: { type: 'boolean' },
+      'save-to': { type: 'string' },
+      'save-format': { type: 'string' },
+      json: { type: 'boolean' },
+    },
+  });
+  const [file] = operands(positionals, ['FILE']);
+  const format: RestoreFormat = choiceOf(values.format ?? 'auto', '--format', ['auto', ...FORMATS] as const);
+  const saveFormat = choiceOf(values['save-format'] ?? 'xl', '--save-format', FORMATS);
+  const saveTo = values['save-to'];
+  const json = values.json === true;
+  const host = openHost(values.host, 3);
+  try {
+    const config = values.config === undefined ? undefined : await readConfig(values.config);
+    const view = json ? noView : new LiveView(io);
+    let restored: RestoreResult;
+    try {
+      restored = await startRestore(host, {
+        from: file === '-' ? (io.stdin as Readable) : file,
+        format,
+        config,
+        signal,
+        // What is to be saved again unchanged must not run in between.
+        run: saveTo === undefined,
+        onProgress: view.show,
+      }).result;
+    } finally {
+      view.clear();
+    }
+    const { domid } = restored;
+    const proof = values.check === true ? await proveGuest(host, domid, false, signal) : undefined;
+    let saved: SaveResult | undefined;
+    if (saveTo !== undefined) {
+      saved = await writeWhole(
+        saveTo,
+        io,
+        (to) => startSave(host, { domid, to, format: saveFormat, live: false, signal }).result,
+      );
+    }
+    const facts = checkFacts(proof);
+    report(io, host, { file, saveTo, restored, saved, proof, facts, json });
+    return proved(facts) ? ExitCode.OK : ExitCode.FAILED;
+  } finally {
+    await host.close();
+  }
+}
+
+async function readConfig(file: string): Promise<string> {
+  try {
+    return await readFile(file, 'utf8');
+  } catch (cause) {
+    throw new TransportError(`reading ${file}: ${(cause as Error).message}`, { cause });
+  }
+}
+
+function checkFacts(proof: Proof | undefined): Fact[] {
+  if (proof === undefined) return [];
+  if (proof.checkable) return proofFacts(proof, false);
+  return [{ ok: false, text: 'it has no program of the simulator that could check it' }];
+}
+
+interface Outcome {
+  readonly file: string;
+  readonly saveTo: string | undefined;
+  readonly restored: RestoreResult;
+  readonly saved: SaveResult | undefined;
+  readonly proof: Proof | undefined;
+  readonly facts: readonly Fact[];
+  readonly json: boolean;
+}
+
+function report(io: CommandIo, host: SimulatedHost, outcome: Outcome): void {
+  const { file, saveTo, restored, saved, proof, facts, json } = outcome;
+  const output = saveTo === '-' ? io.stderr : io.stdout;
+  const { config: _config, ...rest } = restored;
+  if (json) {
+    printJson(output, { ok: proved(facts), file, restored: rest, saved, proof });
+    return;
+  }
+  const paint = paintFor(output, io.env);
+  const { domid, guestType, pages, bytes, elapsed, checkpoints } = restored;
+  const from = file === '-' ? 'the standard input' : file;
+  const lines = [
+    `restored ${guestType.toUpperCase()} guest from ${from} as domain ${domid}: ` +
+      `${countText(pages)} pages, ${bytesText(bytes)} in ${timeText(elapsed)}`,
+  ];
+  if (checkpoints > 0) lines.push(`  its state is that of checkpoint ${checkpoints}`);
+  const { cpuid, msr } = restored.missing;
+  if (cpuid || msr) {
+    const what = [cpuid ? 'CPUID' : '', msr ? 'MSR' : ''].filter((s) => s !== '').join(' and ');
+    lines.push(`  the stream has no ${what} policy: the host's own was taken`);
+  }
+  lines.push(...indent(factLines(facts, paint, speaksUnicode(io.env))));
+  if (saved !== undefined) {
+    const where = saveTo === '-' ? 'the standard output' : (saveTo ?? '');
+    lines.push(
+      `saved it again to ${where}: ${countText(saved.pages)} pages, ${bytesText(saved.bytes)} in ${timeText(saved.elapsed)}`,
+    );
+  } else if (host.guest(domid).stats().running) {
+    lines.push('  it ran until this command ended, with its simulated host');
+  }
+  printLines(output, lines);
+}
+
+export const restore: Command = {
+  name: 'restore',
+  summary: 'restore a guest from a file',
+  help,
+  run,
+};
