@@ -1,16 +1,17 @@
 /** What a subcommand is, what it may touch, and how it reads its arguments. */
+import type { Readable, Writable } from 'node:stream';
 import { parseArgs, type ParseArgsConfig } from 'node:util';
 import { UsageError } from '../errors.js';
 
 /** A stream that the command prints to: `process.stdout`, or a collector in tests. */
-export interface Output extends NodeJS.WritableStream {
+export type Output = Writable & {
   readonly isTTY?: boolean | undefined;
   readonly columns?: number | undefined;
-}
+};
 
 /** The outer world of a command. Commands use this instead of `process`, so that tests can run them in-process. */
 export interface CommandIo {
-  readonly stdin: NodeJS.ReadableStream;
+  readonly stdin: Readable;
   /** Results: what a pipe wants to read. */
   readonly stdout: Output;
   /** Progress, remarks and errors. */

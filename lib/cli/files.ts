@@ -20,7 +20,7 @@ export async function writeWhole<T>(
 ): Promise<T> {
   if (target === '-') {
     if (io.stdout.isTTY === true) throw new UsageError('a guest is not written to a terminal; name a file');
-    return write(io.stdout as Writable);
+    return write(io.stdout);
   }
   if (!(await isPlainFile(target))) return write(target);
   const partial = path.join(

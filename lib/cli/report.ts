@@ -19,13 +19,15 @@ export function roundsLines(iterations: readonly IterationStats[], paint: Paint)
 
 /** The downtime and what it was spent on. */
 export function downtimeLines(downtime: DowntimeSplit, paint: Paint): string[] {
-  const parts: readonly [name: string, ms: number, what: string][] = [
+  const parts: [name: string, ms: number, what: string][] = [
     ['suspend', downtime.suspend, 'asking the guest until it stood still'],
     ['last pages', downtime.finalPass, 'what it had written since the last pass'],
     ['state', downtime.state, 'processors, timers, parameters'],
     ['device model', downtime.deviceModel, 'the state of its devices'],
     ['handover', downtime.handover, 'from the last byte until it ran there'],
   ];
+  const rest = downtime.total - parts.reduce((sum, [, ms]) => sum + ms, 0);
+  if (rest >= 1) parts.push(['the rest', rest, 'until everything was written out']);
   const total = [paint.bold('downtime'), paint.bold(timeText(downtime.total)), ''];
   const rows = parts
     .filter(([, ms]) => ms > 0)

@@ -1,6 +1,5 @@
 /** `xen-migrate restore`: a guest out of a file. */
 import { readFile } from 'node:fs/promises';
-import type { Readable } from 'node:stream';
 import { TransportError } from '../errors.js';
 import type { SimulatedHost } from '../host/simulated/host.js';
 import { startRestore } from '../restore/restore.js';
@@ -63,7 +62,7 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
     let restored: RestoreResult;
     try {
       restored = await startRestore(host, {
-        from: file === '-' ? (io.stdin as Readable) : file,
+        from: file === '-' ? io.stdin : file,
         format,
         config,
         signal,
@@ -125,10 +124,10 @@ function report(io: CommandIo, host: SimulatedHost, outcome: Outcome): void {
     return;
   }
   const paint = paintFor(output, io.env);
-  const { domid, guestType, pages, bytes, elapsed, checkpoints } = restored;
+  const { domid, pages, bytes, elapsed, checkpoints } = restored;
   const from = file === '-' ? 'the standard input' : file;
   const lines = [
-    `restored ${guestType.toUpperCase()} guest from ${from} as domain ${domid}: ` +
+    `restored ${host.guest(domid).kind} guest from ${from} as domain ${domid}: ` +
       `${countText(pages)} pages, ${bytesText(bytes)} in ${timeText(elapsed)}`,
   ];
   if (checkpoints > 0) lines.push(`  its state is that of checkpoint ${checkpoints}`);
