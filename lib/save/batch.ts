@@ -27,6 +27,12 @@ import { TokenBucket, waitForTokens } from './throttle.js';
 /** Batches under way at once: one being prepared, two being written. */
 const SLOTS = 3;
 
+/**
+ * Heads of records that a slot holds. Batches without any page, of which a guest with a hole below 4 GiB has hundreds,
+ * go out together with the next one that has pages: a write costs more than such a batch.
+ */
+const HEADS = 8;
+
 /** A batch in more pieces than this is cheaper to copy together than to write piece by piece. */
 const MAX_VIEWS = 64;
 
@@ -56,7 +62,9 @@ class Slot {
   readonly dataGfns = new Float64Array(MAX_BATCH);
   readonly entryOf = new Uint16Array(MAX_BATCH);
   readonly fates = new Uint8Array(MAX_BATCH);
-  readonly head = new Uint8Array(pageDataHeadSize(MAX_BATCH));
+  /** Records that wait to be written, up to the table of the last one; `filled` bytes of them. */
+  readonly heads = new Uint8Array(HEADS * pageDataHeadSize(MAX_BATCH));
+  filled = 0;
   /** Settles when the slot may be filled again; never rejects. */
   busy: Promise<void> | undefined;
   #staging: Uint32Array | undefined;
@@ -82,7 +90,8 @@ export class PageSender {
   readonly #ops: SaveOps;
   readonly #slots: Slot[] = [];
   readonly #bucket = new TokenBucket();
-  #nextSlot = 0;
+  /** Number of the slot that the next batch goes to. */
+  #current = 0;
   #failure: { readonly reason: unknown } | undefined;
   #turnBegan = now();
 
@@ -105,15 +114,14 @@ export class PageSender {
     let idleMs = 0;
     for (let from = 0; ;) {
       if (throttled) idleMs += await this.#throttle();
-      const slot = await this.#freeSlot();
+      const slot = await this.#openSlot();
       let count = dirty.collect(from, slot.pfns);
       const last = count < MAX_BATCH;
       // The hypervisor fills whole words of the bitmap.
       while (count > 0 && (slot.pfns[count - 1] as number) >= p2mSize) count--;
       if (count > 0) {
         from = (slot.pfns[count - 1] as number) + 1;
-        const size = await this.#sendBatch(slot, count);
-        if (throttled) this.#bucket.spend(size);
+        await this.#sendBatch(slot, count);
         entries += count;
         control.note({
           transferred: out.bytes,
@@ -123,6 +131,7 @@ export class PageSender {
       }
       if (last) break;
     }
+    this.#flush();
     await this.#drain();
     control.note({ transferred: out.bytes, remaining: 0, pages: this.dataPages });
     await this.#ops.checkVmState();
@@ -151,10 +160,9 @@ export class PageSender {
     if (this.#failure !== undefined) throw this.#failure.reason;
   }
 
-  /** The slot that has been under way longest, once it is free. */
-  async #freeSlot(): Promise<Slot> {
-    const slot = this.#slots[this.#nextSlot] as Slot;
-    this.#nextSlot = (this.#nextSlot + 1) % SLOTS;
+  /** The slot to prepare the next batch in: the one that is not yet full, or the next one, once it is free. */
+  async #openSlot(): Promise<Slot> {
+    const slot = this.#slots[this.#current] as Slot;
     await slot.busy;
     // A host and a sink that answer at once would keep everybody else from running, cancel() included.
     if (now() - this.#turnBegan >= MAX_TURN_MS) {
@@ -178,15 +186,15 @@ export class PageSender {
     return now() - began;
   }
 
-  /** Prepares a batch and starts to write it. Returns the record's size. */
-  async #sendBatch(slot: Slot, count: number): Promise<number> {
+  /** Prepares a batch, and starts to write it if it has pages or no other one has room behind it. */
+  async #sendBatch(slot: Slot, count: number): Promise<void> {
     const { control, domain } = this.#context;
     this.#ops.pfnsToGfns(slot.pfns, count, slot.gfns);
     await domain.pageTypes(first(slot.gfns, count), first(slot.types, count));
     control.throwIfCancelled();
 
     const dataCount = this.#pickData(slot, count);
-    const views: Uint8Array[] = [slot.head];
+    const views: Uint8Array[] = [slot.heads];
     let mapping: PageMapping | undefined;
     if (dataCount > 0) {
       mapping = await domain.mapFrames(first(slot.dataGfns, dataCount), 'read');
@@ -199,12 +207,27 @@ export class PageSender {
         throw error;
       }
     }
-    const headSize = writePageDataHead(slot.head, slot.pfns, slot.types, count);
-    views[0] = slot.head.subarray(0, headSize);
+    const head = slot.heads.subarray(slot.filled);
+    slot.filled += writePageDataHead(head, slot.pfns, slot.types, count);
     this.#count(slot.types, count);
+    if (mapping !== undefined || slot.filled + pageDataHeadSize(MAX_BATCH) > slot.heads.length) {
+      this.#write(slot, views, mapping);
+    }
+  }
 
+  /** Starts to write what the open slot holds, if anything. */
+  #flush(): void {
+    const slot = this.#slots[this.#current] as Slot;
+    if (slot.filled > 0) this.#write(slot, [slot.heads], undefined);
+  }
+
+  /** Starts to write a slot; `views[0]` is its heads. The slot, and `mapping`, are free when that is over. */
+  #write(slot: Slot, views: Uint8Array[], mapping: PageMapping | undefined): void {
+    views[0] = slot.heads.subarray(0, slot.filled);
     let size = 0;
     for (const view of views) size += view.length;
+    this.#bucket.spend(size);
+    slot.filled = 0;
     slot.busy = this.#context.out.write(views).then(
       () => mapping?.release(),
       (reason: unknown) => {
@@ -212,7 +235,7 @@ export class PageSender {
         mapping?.release();
       },
     );
-    return size;
+    this.#current = (this.#current + 1) % SLOTS;
   }
 
   /** Collects the entries that have data. Returns how many. */
