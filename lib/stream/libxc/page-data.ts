@@ -161,7 +161,11 @@ export function writePageDataHead(
       high = Math.floor(pfn / TWO_32);
       low = (pfn - high * TWO_32) >>> 0;
     }
-    if (high * TWO_32 + low !== pfn || !(pfn >= 0 && pfn <= PAGE_DATA_PFN_MAX) || !(type >= 0 && type <= 0xf)) {
+    if (
+      high * TWO_32 + low !== pfn ||
+      !(pfn >= 0 && pfn <= PAGE_DATA_PFN_MAX) ||
+      !(type >= 0 && type <= 0xf)
+    ) {
       throw new UsageError(`PAGE_DATA entry ${i}: pfn ${pfn}, type ${type}`);
     }
     words[word] = low;
