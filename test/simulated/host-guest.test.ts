@@ -23,6 +23,8 @@ afterEach(async () => {
 });
 
 const MEMORY = 8 << 20;
+/** First word of a page under a workload. */
+const DATA_MARK = 0x4547_4150;
 
 async function pair(
   options: CreateGuestOptions,
@@ -56,7 +58,7 @@ function memoryDigest(guest: SimulatedGuest): string {
 /** First pfn of the guest whose page begins with the mark of data pages, from `from` on. */
 function dataPage(image: Image, from = 0): number {
   for (const [pfn, bytes] of [...image.pages].sort(([a], [b]) => a - b)) {
-    if (pfn >= from && u32(bytes, 0) === 0x4547_4150) return pfn;
+    if (pfn >= from && u32(bytes, 0) === DATA_MARK) return pfn;
   }
   throw new Error('no data page');
 }
@@ -111,6 +113,25 @@ describe('a guest', () => {
     await until(() => other.stats().steps === 50_000);
     expect(memoryDigest(other)).not.toBe(memoryDigest(one));
   });
+
+  for (const kind of ['pv', 'pv32'] as const) {
+    it(`writes the same on any host, whatever its frame numbers: ${kind}`, async () => {
+      const workload: Workload = { kind: 'uniform', rate: Infinity, maxSteps: 3000 };
+      const digests = new Set<string>();
+      for (const seed of [1, 2]) {
+        const guest = await newHost(seed).createGuest({ kind, memory: MEMORY, workload, seed: 5 });
+        await until(() => guest.stats().steps === 3000);
+        const data: [number, Uint8Array][] = [];
+        guest.state.forEachPage((pfn, mfn) => {
+          const bytes = guest.state.memory.page(mfn);
+          if (u32(bytes, 0) === DATA_MARK) data.push([pfn, bytes]);
+        });
+        expect(data.length).toBeGreaterThan(800);
+        digests.add(digest(data));
+      }
+      expect(digests.size).toBe(1);
+    });
+  }
 
   it('fills the part of memory that it is told to and leaves the rest zero', async () => {
     const host = newHost(1);

@@ -1,4 +1,6 @@
+import { Worker } from 'node:worker_threads';
 import { afterEach, describe, expect, it } from 'vitest';
+import { LogDirty } from '../../lib/host/simulated/log-dirty.js';
 import { SimulatedHost, type SimulatedGuest } from '../../lib/testing.js';
 import { until } from './move-guest.js';
 
@@ -76,6 +78,37 @@ async function follow(
   await domain.disableLogDirty();
   return shadow.differences();
 }
+
+/** Marks 128 pages in turn, each again as soon as its mark was taken. */
+const marker = `
+  const { workerData, parentPort } = require('node:worker_threads');
+  const { bitmap, marks } = workerData;
+  for (let n = 0; n < marks; n++) {
+    const bit = 1 << (n & 31);
+    const word = (n >>> 5) & 3;
+    while ((Atomics.load(bitmap, word) & bit) !== 0);
+    Atomics.or(bitmap, word, bit);
+  }
+  parentPort.postMessage('done');`;
+
+describe('the bitmap', () => {
+  it('loses no mark between two threads', async () => {
+    const marks = 40_000;
+    const log = new LogDirty(128, 1);
+    log.enable();
+    const worker = new Worker(marker, { eval: true, workerData: { bitmap: log.bitmap, marks } });
+    let done = false;
+    worker.once('message', () => (done = true));
+    const bitmap = new Uint32Array(4);
+    let taken = 0;
+    while (!done) {
+      for (let i = 0; i < 1000; i++) taken += log.read('clean', bitmap, 128, false).dirtyCount;
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    taken += log.read('clean', bitmap, 128, false).dirtyCount;
+    expect(taken).toBe(marks);
+  });
+});
 
 describe('every page that a guest writes is marked', () => {
   for (const kind of ['pvh', 'pv', 'pv32'] as const) {

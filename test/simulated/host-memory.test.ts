@@ -73,14 +73,25 @@ describe('machine memory', () => {
     expect(memory.page(out[63]!)[0]).toBe(0xaa);
   });
 
-  it('gives the memory of an empty region back', () => {
+  it('uses the memory of an empty region again, and gives it back when asked to', () => {
     const memory = new MachineMemory({ totalPages: 2 * REGION_FRAMES, seed: 1 });
     const out = new Float64Array(100);
     memory.allocRun(1, 100, out);
-    expect(memory.regions[0]!.length).toBe(REGION_FRAMES * 4096);
+    const region = memory.regions[0]!;
+    expect(region.length).toBe(REGION_FRAMES * 4096);
+    memory.page(out[5]!).fill(1);
+    const first = out[0];
     for (const mfn of out) memory.free(mfn);
-    expect(memory.regions[0]!.length).toBe(0);
     expect(memory.freePages).toBe(2 * REGION_FRAMES);
+    expect(memory.allocRun(1, 100, out)).toBe(100);
+    expect(out[0]).toBe(first);
+    expect(memory.regions[0]).toBe(region);
+    expect(memory.page(out[5]!).every((b) => b === 0)).toBe(true);
+    memory.trim();
+    expect(memory.regions[0]).toBe(region);
+    for (const mfn of out) memory.free(mfn);
+    memory.trim();
+    expect(memory.regions[0]!.length).toBe(0);
     expect(memory.allocRun(1, 1, out)).toBe(1);
   });
 

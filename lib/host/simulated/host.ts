@@ -143,6 +143,7 @@ export class SimulatedHost implements Host, AsyncDisposable {
   async close(): Promise<void> {
     this.#closed = true;
     await Promise.all([...this.#records.keys()].map((domid) => this.#remove(domid)));
+    this.memory.trim();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

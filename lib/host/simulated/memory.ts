@@ -245,7 +245,6 @@ export class MachineMemory {
   /** Gives back a frame. Its contents stay until it is given out again, and are scrubbed then. */
   free(mfn: number): void {
     const i = mfn - this.baseMfn;
-    const r = i >>> REGION_SHIFT;
     const book = this.#book(i);
     const k = i & REGION_MASK;
     if (book.owners[k] === OWNER_NONE) return;
@@ -256,8 +255,16 @@ export class MachineMemory {
     book.stale[k] = 1;
     book.free++;
     this.#free++;
-    if (book.free === book.size) {
-      // Nobody has a frame here: the region goes, and the system gets its memory back.
+    // The region stays and is used again. Shared memory counts for nothing with the garbage collector, so a host that
+    // dropped and made regions for many guests would grow until something else makes it run.
+    if (book.free === book.size) book.bump = 0;
+  }
+
+  /** Lets go of regions in which nobody has a frame. */
+  trim(): void {
+    for (let r = 0; r < this.#books.length; r++) {
+      const book = this.#books[r];
+      if (book === undefined || book.free < book.size) continue;
       this.#books[r] = undefined;
       this.regions[r] = EMPTY_BYTES;
       this.words[r] = EMPTY_WORDS;
