@@ -309,7 +309,8 @@ describe('log-dirty', () => {
 describe('state', () => {
   it('takes HVM parameters by Xen’s rules', async () => {
     const domain = await empty(newHost(), 'hvm');
-    for (const index of [-1, 3, 22, 39, 1.5]) await refused(domain.hvmParam(index), Errno.EINVAL);
+    for (const index of [-1, 3, 39, 1.5]) await refused(domain.hvmParam(index), Errno.EINVAL);
+    await refused(domain.setHvmParam(HvmParam.PAE_ENABLED, 1n), Errno.EOPNOTSUPP);
     await domain.setHvmParam(HvmParam.NR_IOREQ_SERVER_PAGES, 8n);
     await domain.setHvmParam(HvmParam.NR_IOREQ_SERVER_PAGES, 8n);
     await refused(domain.setHvmParam(HvmParam.NR_IOREQ_SERVER_PAGES, 4n), Errno.EEXIST);
@@ -349,6 +350,9 @@ describe('state', () => {
     const domain = await empty(newHost(), 'hvm');
     await domain.setTscInfo({ mode: 1, khz: 5, nsec: 7n, incarnation: 1 });
     expect(await domain.tscInfo()).toEqual({ mode: 1, khz: 5, nsec: 7n, incarnation: 2 });
+    await domain.setTscInfo({ mode: 2, khz: 5, nsec: 7n, incarnation: 2 });
+    expect(await domain.tscInfo()).toEqual({ mode: 2, khz: 0, nsec: 0n, incarnation: 3 });
+    await refused(domain.setTscInfo({ mode: 3, khz: 0, nsec: 0n, incarnation: 0 }), Errno.EINVAL);
   });
 
   it('refuses a policy with features that the machine lacks, naming the leaf', async () => {

@@ -39,7 +39,11 @@ const LEAST_PFNS = 0x20_0000;
 const PFNS_4G = 0x10_0000;
 const SUPERPAGE = 512;
 const REGION_SHIFT = Math.log2(REGION_FRAMES);
-const TSC_MODES = 4;
+/** TSC modes: default, always emulate, never emulate. */
+const TSC_MODES = 3;
+const TSC_NEVER_EMULATE = 2;
+/** TSC frequency of every simulated machine. */
+const HOST_TSC_KHZ = 2_400_000;
 
 /** A grant-table entry written by `seedGrantTable`. */
 export interface GrantEntry {
@@ -84,7 +88,7 @@ export class DomainState {
   shutdownReason: number | undefined;
   dying = false;
   policy: CpuPolicy = { cpuid: new Uint8Array(0), msrs: new Uint8Array(0) };
-  tsc: TscInfo = { mode: 0, khz: 2_400_000, nsec: 0n, incarnation: 0 };
+  tsc: TscInfo = { mode: 0, khz: HOST_TSC_KHZ, nsec: 0n, incarnation: 0 };
   context: Uint8Array | undefined;
   /** Page mappings that were not released. While there are any, a destroyed domain keeps its memory. */
   mappings = 0;
@@ -360,8 +364,14 @@ export class DomainState {
     if (!(info.mode >= 0 && info.mode < TSC_MODES)) {
       throw refusal('XEN_DOMCTL_settscinfo', Errno.EINVAL, `no TSC mode ${info.mode}`, this.domid);
     }
-    // Xen counts each time a domain's TSC is set: how often it was restored.
-    this.tsc = { ...info, incarnation: info.incarnation + 1 };
+    const native = info.mode === TSC_NEVER_EMULATE;
+    this.tsc = {
+      mode: info.mode,
+      khz: native ? 0 : info.khz === 0 ? HOST_TSC_KHZ : info.khz,
+      nsec: native ? 0n : info.nsec,
+      // Xen counts each time a domain's TSC is set: how often it was restored.
+      incarnation: info.incarnation + 1,
+    };
   }
 
   setPolicy(policy: CpuPolicy): void {

@@ -5,11 +5,15 @@ import { refusal } from './refuse.js';
 
 /** HVM_NR_PARAMS of Xen 4.14 to 4.22. */
 const NR_PARAMS = 39;
-/** Numbers that once meant something, or never did. */
-const HOLES: ReadonlySet<number> = new Set([3, 7, 8, 20, 21, 22, 23, 25, 30]);
+/** Numbers that never meant anything here: EINVAL. */
+const HOLES: ReadonlySet<number> = new Set([3, 7, 8]);
+/** Numbers that meant something once: EOPNOTSUPP. PAE_ENABLED, DM_DOMAIN, the MEMORY_EVENTs, NESTEDHVM, … */
+const DEPRECATED: ReadonlySet<number> = new Set([HvmParam.PAE_ENABLED, 13, 20, 21, 22, 23, 24, 25, 26, 30]);
 /** May be set once: another value later is EEXIST. */
 const ONCE: ReadonlySet<number> = new Set([
   HvmParam.VIRIDIAN,
+  HvmParam.IOREQ_PFN,
+  HvmParam.BUFIOREQ_PFN,
   HvmParam.IOREQ_SERVER_PFN,
   HvmParam.NR_IOREQ_SERVER_PAGES,
   HvmParam.MCA_CAP,
@@ -74,6 +78,9 @@ export class HvmParams {
   #checkIndex(syscall: string, index: number): void {
     if (!Number.isInteger(index) || index < 0 || index >= NR_PARAMS || HOLES.has(index)) {
       throw refusal(syscall, Errno.EINVAL, `no parameter ${String(index)}`, this.#domid);
+    }
+    if (DEPRECATED.has(index)) {
+      throw refusal(syscall, Errno.EOPNOTSUPP, `parameter ${String(index)} is of the past`, this.#domid);
     }
   }
 }

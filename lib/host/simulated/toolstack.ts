@@ -114,7 +114,7 @@ export class SimulatedToolstack implements Toolstack {
     });
     const { state, guest, wiring } = record;
     try {
-      state.setTsc({ mode: 0, khz: 2_400_000, nsec: 0n, incarnation: 0 });
+      state.setTsc({ mode: 0, khz: 0, nsec: 0n, incarnation: 0 });
       state.completePolicy();
       if (layout !== undefined) {
         for (const range of layout.ram) populateRange(state, range.first, range.count);
