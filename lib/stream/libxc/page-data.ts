@@ -155,17 +155,10 @@ export function writePageDataHead(
   for (let i = 0; i < count; i++, word += 2) {
     const pfn = pfns[i] as number;
     const type = types[i] as number;
-    let low = pfn >>> 0;
-    let high = 0;
-    if (low !== pfn) {
-      high = Math.floor(pfn / TWO_32);
-      low = (pfn - high * TWO_32) >>> 0;
-    }
-    if (
-      high * TWO_32 + low !== pfn ||
-      !(pfn >= 0 && pfn <= PAGE_DATA_PFN_MAX) ||
-      !(type >= 0 && type <= 0xf)
-    ) {
+    const low = pfn >>> 0;
+    // Few guests have frames beyond 16 TiB.
+    const high = low === pfn ? 0 : highWord(pfn);
+    if (high < 0 || !(type >= 0 && type <= 0xf)) {
       throw new UsageError(`PAGE_DATA entry ${i}: pfn ${pfn}, type ${type}`);
     }
     words[word] = low;
@@ -181,6 +174,11 @@ export function writePageDataHead(
   words[3] = 0;
   if (words.buffer !== into.buffer) words.forEach((value, i) => setU32(into, i * 4, value));
   return size;
+}
+
+/** Bits 51–32 of a pfn, -1 if it is none. Its low word is `pfn >>> 0`. */
+function highWord(pfn: number): number {
+  return Number.isInteger(pfn) && pfn <= PAGE_DATA_PFN_MAX ? Math.floor(pfn / TWO_32) : -1;
 }
 
 const LITTLE_ENDIAN = new Uint8Array(Uint32Array.of(1).buffer)[0] === 1;
