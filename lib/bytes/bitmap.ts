@@ -92,6 +92,13 @@ export class Bitmap {
     if (w >= end) return 0;
     let word = (words[w] as number) & (0xffff_ffff << (from & 31));
     for (;;) {
+      // A pass over all memory is made of full words.
+      if ((word | 0) === -1 && n + 32 <= out.length) {
+        const base = w * 32;
+        for (let bit = 0; bit < 32; bit++) out[n + bit] = base + bit;
+        n += 32;
+        word = 0;
+      }
       while (word !== 0) {
         if (n === out.length) return n;
         const bit = 31 - Math.clz32(word & -word);

@@ -41,6 +41,14 @@ const MAX_TURN_MS = 10;
 
 const PAGE_WORDS = PAGE_SIZE / 4;
 
+const Kind = { UNKNOWN: 0, NO_DATA: 1, DATA: 2 } as const;
+
+/** What the page types mean here, as a table: it is asked for every page of the guest. */
+const KINDS = Uint8Array.from({ length: 16 }, (_, type) => {
+  if (!isKnownPageType(type)) return Kind.UNKNOWN;
+  return pageTypeHasData(type) ? Kind.DATA : Kind.NO_DATA;
+});
+
 /** One pass over the dirty pages, as it went. */
 export interface Pass {
   /** PAGE_DATA entries sent. */
@@ -209,7 +217,6 @@ export class PageSender {
     }
     const head = slot.heads.subarray(slot.filled);
     slot.filled += writePageDataHead(head, slot.pfns, slot.types, count);
-    this.#count(slot.types, count);
     if (mapping !== undefined || slot.filled + pageDataHeadSize(MAX_BATCH) > slot.heads.length) {
       this.#write(slot, views, mapping);
     }
@@ -238,20 +245,24 @@ export class PageSender {
     this.#current = (this.#current + 1) % SLOTS;
   }
 
-  /** Collects the entries that have data. Returns how many. */
+  /** Counts the entries by type and collects those that have data. Returns how many. */
   #pickData(slot: Slot, count: number): number {
     const { types, gfns, dataGfns, entryOf } = slot;
+    const { entriesByType } = this;
     let n = 0;
     for (let i = 0; i < count; i++) {
       const type = types[i] as number;
-      if (!isKnownPageType(type)) {
+      entriesByType[type] = (entriesByType[type] as number) + 1;
+      const kind = KINDS[type];
+      if (kind === Kind.NO_DATA) continue;
+      if (kind !== Kind.DATA) {
         const what = `type 0x${type.toString(16)} of pfn ${hex(slot.pfns[i])} does not exist`;
         throw new HypercallError('XEN_DOMCTL_getpageframeinfo3', Errno.EINVAL, what);
       }
-      if (!pageTypeHasData(type)) continue;
       dataGfns[n] = gfns[i] as number;
       entryOf[n++] = i;
     }
+    this.dataPages += n;
     return n;
   }
 
@@ -278,12 +289,20 @@ export class PageSender {
       fates[j] = fate;
       if (fate === Normalised.AS_IS) continue;
       plain = false;
-      if (fate === Normalised.NOT_NOW) {
-        types[entry] = PageType.XTAB;
-        this.#context.defer(pfns[entry] as number);
-      }
+      if (fate === Normalised.NOT_NOW) this.#postpone(slot, entry);
     }
     return plain;
+  }
+
+  /** The entry goes out without its page, which is left for the final pass. */
+  #postpone({ types, pfns }: Slot, entry: number): void {
+    const { entriesByType } = this;
+    const type = types[entry] as number;
+    entriesByType[type] = (entriesByType[type] as number) - 1;
+    entriesByType[PageType.XTAB] = (entriesByType[PageType.XTAB] as number) + 1;
+    this.dataPages--;
+    types[entry] = PageType.XTAB;
+    this.#context.defer(pfns[entry] as number);
   }
 
   /** A running guest may have given a frame away since its type was asked; a suspended one cannot. */
@@ -293,15 +312,6 @@ export class PageSender {
     const type = pageTypeName(slot.types[entry] as number);
     const what = `${errnoName(errno)}: mapping of pfn ${hex(slot.pfns[entry])} (gfn ${hex(slot.dataGfns[j])}, ${type}) failed`;
     throw new HypercallError('xenforeignmemory_map', errno, what);
-  }
-
-  #count(types: Uint8Array, count: number): void {
-    const { entriesByType } = this;
-    for (let i = 0; i < count; i++) {
-      const type = types[i] as number;
-      entriesByType[type] = (entriesByType[type] as number) + 1;
-      if (pageTypeHasData(type)) this.dataPages++;
-    }
   }
 }
 
