@@ -6,7 +6,7 @@ import { fileURLToPath } from 'node:url';
 export const root = fileURLToPath(new URL('../..', import.meta.url));
 
 /** `npm run test:asan` sets it: the addon built with sanitizers. */
-const asan = process.env['XM_TEST_ASAN'] === '1';
+const asan = process.env['XEN_MIGRATION_TEST_ASAN'] === '1';
 
 export const addonFile = `${root}${asan ? 'build-asan/Debug' : 'build/Release'}/xen_migration.node`;
 

@@ -34,7 +34,7 @@ describe('addon', () => {
   it('exports what lib/host/xen/addon.ts declares', () => expectPlayed('surface'));
 
   // The sanitizer's own shadow memory does not fit under a limit.
-  it.runIf(process.env['XM_TEST_ASAN'] !== '1')('turns a refused mapping into an error', () => {
+  it.runIf(process.env['XEN_MIGRATION_TEST_ASAN'] !== '1')('turns a refused mapping into an error', () => {
     const scenarios = fileURLToPath(new URL('scenarios.mjs', import.meta.url));
     const command = `ulimit -v 67108864; exec "$@"`;
     const child = spawnSync(

@@ -48,7 +48,7 @@ function publicNames(): Record<string, Record<string, string>> {
 }
 
 const names = publicNames();
-if (process.env['XM_UPDATE_EXPORTS'] === '1')
+if (process.env['XEN_MIGRATION_UPDATE_EXPORTS'] === '1')
   fs.writeFileSync(listFile, `${JSON.stringify(names, null, 2)}\n`);
 const frozen = JSON.parse(fs.readFileSync(listFile, 'utf8')) as typeof names;
 
