@@ -35,7 +35,7 @@ process.exit(code);
 function flushed(
   output: Output & { readonly destroyed?: boolean; readonly writableLength?: number },
 ): Promise<void> {
-  if (output.destroyed === true || output.writableLength === 0) return Promise.resolve();
+  if (output.destroyed || output.writableLength === 0) return Promise.resolve();
   return new Promise((resolve) => {
     output.write('', () => resolve());
   });

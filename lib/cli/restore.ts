@@ -1,6 +1,7 @@
 /** `xen-migrate restore`: a guest out of a file. */
 import { readFile } from 'node:fs/promises';
 import { TransportError } from '../errors.js';
+import type { GuestKind } from '../host/simulated/guest.js';
 import type { SimulatedHost } from '../host/simulated/host.js';
 import { startRestore } from '../restore/restore.js';
 import type { RestoreFormat, RestoreResult } from '../restore/types.js';
@@ -27,6 +28,9 @@ gunzip -c guest.gz | xen-migrate restore - ...
   --config FILE         the guest's configuration (libxl_domain_config as JSON) instead of the one in xl's header;
                         needed for libxl and libxc streams
 
+  --failover            a checkpointed (Remus) stream that is cut off: go on from its last complete checkpoint. Only
+                        where the guest does not run at its source any more
+
   --host sim            restore into a simulated host. Guests of a real Xen can be held there, but do not run
   --check               let a guest of the simulator check its own memory
   --save-to FILE|-      save the guest out of the host again, by itself or in another form
@@ -44,6 +48,7 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
       ...hostOption,
       format: { type: 'string' },
       config: { type: 'string' },
+      failover: { type: 'boolean' },
       check: { type: 'boolean' },
       'save-to': { type: 'string' },
       'save-format': { type: 'string' },
@@ -66,7 +71,8 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
         format,
         config,
         signal,
-        // What is to be saved again unchanged must not run in between.
+        onTruncatedCheckpoint: values.failover === true ? 'failover' : 'error',
+        // What is to be saved again must not run in between, but for its way back from one suspend into the next.
         run: saveTo === undefined,
         onProgress: view.show,
       }).result;
@@ -74,9 +80,13 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
       view.clear();
     }
     const { domid } = restored;
+    const { kind } = host.guest(domid);
     const proof = values.check === true ? await proveGuest(host, domid, false, signal) : undefined;
     let saved: SaveResult | undefined;
     if (saveTo !== undefined) {
+      // A restored PV guest cannot be saved before its kernel has come back and told where its p2m is on this host.
+      await host.toolstack.unpause(domid);
+      await host.toolstack.suspend(domid, { signal, live: false });
       saved = await writeWhole(
         saveTo,
         io,
@@ -84,7 +94,7 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
       );
     }
     const facts = checkFacts(proof);
-    report(io, host, { file, saveTo, restored, saved, proof, facts, json });
+    report(io, host, { file, saveTo, kind, restored, saved, proof, facts, json });
     return proved(facts) ? ExitCode.OK : ExitCode.FAILED;
   } finally {
     await host.close();
@@ -108,6 +118,7 @@ function checkFacts(proof: Proof | undefined): Fact[] {
 interface Outcome {
   readonly file: string;
   readonly saveTo: string | undefined;
+  readonly kind: GuestKind;
   readonly restored: RestoreResult;
   readonly saved: SaveResult | undefined;
   readonly proof: Proof | undefined;
@@ -116,7 +127,7 @@ interface Outcome {
 }
 
 function report(io: CommandIo, host: SimulatedHost, outcome: Outcome): void {
-  const { file, saveTo, restored, saved, proof, facts, json } = outcome;
+  const { file, saveTo, kind, restored, saved, proof, facts, json } = outcome;
   const output = saveTo === '-' ? io.stderr : io.stdout;
   const { config: _config, ...rest } = restored;
   if (json) {
@@ -127,7 +138,7 @@ function report(io: CommandIo, host: SimulatedHost, outcome: Outcome): void {
   const { domid, pages, bytes, elapsed, checkpoints } = restored;
   const from = file === '-' ? 'the standard input' : file;
   const lines = [
-    `restored ${host.guest(domid).kind} guest from ${from} as domain ${domid}: ` +
+    `restored ${kind} guest from ${from} as domain ${domid}: ` +
       `${countText(pages)} pages, ${bytesText(bytes)} in ${timeText(elapsed)}`,
   ];
   if (checkpoints > 0) lines.push(`  its state is that of checkpoint ${checkpoints}`);

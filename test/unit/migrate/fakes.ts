@@ -35,8 +35,12 @@ class End extends Duplex {
   #late: NodeJS.Timeout | undefined;
   #writable: (() => void) | undefined;
 
-  constructor(fault: Fault) {
-    super({ allowHalfOpen: true, readableHighWaterMark: 4096, writableHighWaterMark: 4096 });
+  constructor(fault: Fault, highWaterMark: number) {
+    super({
+      allowHalfOpen: true,
+      readableHighWaterMark: highWaterMark,
+      writableHighWaterMark: highWaterMark,
+    });
     this.#fault = fault;
   }
 
@@ -114,9 +118,9 @@ function broken(): Error {
 }
 
 /** Two ends of a connection; the faults are those of what each end sends. */
-export function duplexPair(ofFirst: Fault = {}, ofSecond: Fault = {}): [End, End] {
-  const first = new End(ofFirst);
-  const second = new End(ofSecond);
+export function duplexPair(ofFirst: Fault = {}, ofSecond: Fault = {}, highWaterMark = 4096): [End, End] {
+  const first = new End(ofFirst, highWaterMark);
+  const second = new End(ofSecond, highWaterMark);
   first.other = second;
   second.other = first;
   for (const end of [first, second]) end.on('error', () => undefined);
