@@ -30,12 +30,9 @@ export function startRestore(
   const { from, ...rest } = options;
   const control = new JobControl('restore', options.domid, rest);
   const result = control
-    .run(() => restoreFrom(control, host, from, rest))
-    .catch((error: unknown) => {
-      // Also where there was no stream yet: whatever guest was meant, it is where it was before.
-      if (XenMigrationError.is(error)) error.guest ??= { host: 'none', state: 'gone' };
-      throw error;
-    });
+    .run(() => restoreFrom(control, host, from, rest).catch(sayWhere))
+    // Again, for a job that was cancelled before it began.
+    .catch(sayWhere);
   return {
     result,
     get status() {
@@ -57,6 +54,12 @@ export async function restore(
   options: RestoreOptions & { readonly from: RestoreFrom },
 ): Promise<RestoreResult> {
   return startRestore(host, options).result;
+}
+
+/** Whatever guest was meant: no host has it. It is in the stream, if that was kept, and nowhere else. */
+function sayWhere(error: unknown): never {
+  if (XenMigrationError.is(error)) error.guest ??= { host: 'none', state: 'gone' };
+  throw error;
 }
 
 async function restoreFrom(
@@ -82,7 +85,8 @@ async function restoreFrom(
 
 /**
  * A restore as part of another operation, whose job it runs under. The source stays the caller's: it stands behind the
- * stream's last byte if this resolves, anywhere if it rejects.
+ * stream's last byte if this resolves, anywhere if it rejects. Where the guest is after a failure is for the caller to
+ * say: `error.guest` is not set.
  */
 export async function runRestore(
   control: JobControl,

@@ -8,14 +8,7 @@
  */
 import { PAGE_SIZE } from '../abi/pages.js';
 import { debug } from '../debug.js';
-import {
-  PeerError,
-  StreamFormatError,
-  TransportError,
-  UsageError,
-  withCleanupError,
-  XenMigrationError,
-} from '../errors.js';
+import { PeerError, StreamFormatError, TransportError, UsageError, withCleanupError } from '../errors.js';
 import type { Domain, DomainInfo, Host } from '../host/host.js';
 import { type JobControl, now } from '../job.js';
 import { StreamErrorCode } from '../stream/codes.js';
@@ -347,7 +340,7 @@ export class RestoreSession {
     throw new StreamFormatError(StreamErrorCode.TRAILING, 'bytes after the end of the stream', where);
   }
 
-  /** Undoes what there is, in the opposite order, and says where the guest is. */
+  /** Undoes what there is, in the opposite order. A domain that the caller made stays, paused, with nothing that could run. */
   async #giveUp(error: unknown): Promise<void> {
     const attempt = async (step: () => Promise<unknown> | undefined): Promise<void> => {
       try {
@@ -362,8 +355,6 @@ export class RestoreSession {
     await attempt(() => this.#domain?.close());
     const created = this.#created;
     if (created !== undefined) await attempt(() => this.#toolstack.destroy(created));
-    // A domain that the caller made stays, paused, with nothing in it that could run.
-    if (XenMigrationError.is(error)) error.guest ??= { host: 'none', state: 'gone' };
   }
 
   #note(): void {
@@ -388,6 +379,6 @@ export class RestoreSession {
 function offerFailover(error: unknown, complete: number): unknown {
   if (!(error instanceof StreamFormatError)) return error;
   const { code, reason, offset, record, path } = error;
-  const hint = `after ${complete} complete ${complete === 1 ? 'checkpoint' : 'checkpoints'}; onTruncatedCheckpoint: 'failover' goes on from the last`;
+  const hint = `after ${complete} complete ${complete === 1 ? 'checkpoint' : 'checkpoints'}; onTruncatedCheckpoint: 'failover' (at a shell: --failover) goes on from the last`;
   return new StreamFormatError(code, `${reason}, ${hint}`, { offset, record, path }, { cause: error });
 }
