@@ -177,7 +177,7 @@ function document(story: Story, ok: boolean): object {
 
 export const demo: Command = {
   name: 'demo',
-  summary: 'live-migrate a running guest between two simulated hosts and watch it',
+  summary: 'live-migrates a running guest between two simulated hosts and shows it',
   help,
   run,
 };

@@ -108,7 +108,7 @@ function report(io: CommandIo, name: string, result: MigrateResult): void {
 
 export const migrate: Command = {
   name: 'migrate',
-  summary: 'live-migrate a guest to a receiver',
+  summary: 'live-migrates a guest to a receiver',
   help,
   run,
 };

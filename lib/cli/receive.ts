@@ -160,7 +160,7 @@ class Service {
 
 export const receive: Command = {
   name: 'receive',
-  summary: 'wait for guests that migrate sends, and run them',
+  summary: 'waits for guests that migrate sends, and runs them',
   help,
   run,
 };

@@ -161,7 +161,7 @@ function report(io: CommandIo, host: SimulatedHost, outcome: Outcome): void {
 
 export const restore: Command = {
   name: 'restore',
-  summary: 'restore a guest from a file',
+  summary: 'restores a guest from a file',
   help,
   run,
 };

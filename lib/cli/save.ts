@@ -103,7 +103,7 @@ export function reportSave(
 
 export const save: Command = {
   name: 'save',
-  summary: 'save a guest to a file in the form of xl save',
+  summary: 'saves a guest to a file in the form of xl save',
   help,
   run,
 };
