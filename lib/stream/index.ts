@@ -41,3 +41,6 @@ export { LibxlReader, type LibxlReaderOptions } from './libxl/reader.js';
 export * from './xl/constants.js';
 export * from './xl/header.js';
 export { XlReader, type XlReaderOptions } from './xl/reader.js';
+
+export * from './verify/index.js';
+export * from './inspect/index.js';

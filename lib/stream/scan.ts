@@ -2,7 +2,8 @@
 
 import { StreamFormatError } from '../errors.js';
 import type { ByteSource } from '../transport/types.js';
-import type { StreamEvent } from './events.js';
+import type { RecordEvent, StreamEvent } from './events.js';
+import { CHECKPOINT_STATE_SIZE, LibxlRecord, libxlRecordName } from './libxl/constants.js';
 import { recogniseFormat, RECOGNISE_SIZE, type RecognisedFormat, type StreamFormat } from './recognise.js';
 import { StreamReader, type StreamReaderOptions } from './stream-reader.js';
 
@@ -33,6 +34,8 @@ export class Scan {
   #bytes = 0;
   #trailing = 0;
   #error: StreamFormatError | undefined;
+  /** True if the last record was CHECKPOINT_END. */
+  #afterCheckpoint = false;
 
   constructor(options: ScanOptions, onEvent: (event: StreamEvent) => void) {
     const { format, maxRecordLength } = options;
@@ -100,7 +103,7 @@ export class Scan {
         at += n;
         this.#bytes += n;
         const event = reader.feed(piece);
-        if (event !== undefined) this.#onEvent(event);
+        if (event !== undefined) this.#onEvent(event.kind === 'record' ? this.#colo(event) : event);
       }
     } catch (error) {
       this.#fail(error);
@@ -117,6 +120,20 @@ export class Scan {
     } catch (error) {
       this.#fail(error);
     }
+  }
+
+  /**
+   * After CHECKPOINT_END libxc's records go on, except in COLO, whose primary first writes a libxl CHECKPOINT_STATE. As a
+   * libxc record that would be a PV vcpu's, too short, in the stream of an HVM guest: there is no doubt about it.
+   */
+  #colo(event: RecordEvent): RecordEvent {
+    const { layer, type, body } = event;
+    const expected = this.#afterCheckpoint && layer === 'libxc';
+    this.#afterCheckpoint = layer === 'libxl' && type === LibxlRecord.CHECKPOINT_END;
+    if (!expected || type !== LibxlRecord.CHECKPOINT_STATE || body.length !== CHECKPOINT_STATE_SIZE)
+      return event;
+    const { kind, offset, padding } = event;
+    return { kind, layer: 'libxl', offset, type, name: libxlRecordName(type), body, padding };
   }
 
   #trail(bytes: Uint8Array): void {

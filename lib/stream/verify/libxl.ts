@@ -30,6 +30,8 @@ export class LibxlChecker {
   /** Emulator records since the last checkpoint. */
   readonly #seen = new Set<number>();
   #hadEmulatorContext = false;
+  /** Type of the libxl record before. */
+  #last: number | undefined;
 
   constructor(context: VerifyContext) {
     this.#context = context;
@@ -53,6 +55,8 @@ export class LibxlChecker {
     const { findings, summary } = this.#context;
     countRecord(summary, event.type === LibxlRecord.END ? 'libxl END' : event.name);
     const whole = checkFrame(this.#context, event, EMPTY.has(event.type));
+    const last = this.#last;
+    this.#last = event.type;
     if (!isLibxlRecordType(event.type)) {
       // libxl knows no optional records.
       findings.error(StreamErrorCode.TYPE, placeIn(event), 'no libxl receiver knows this record');
@@ -73,11 +77,7 @@ export class LibxlChecker {
         this.#seen.clear();
         break;
       case LibxlRecord.CHECKPOINT_STATE:
-        findings.error(
-          StreamErrorCode.ORDER,
-          placeIn(event),
-          'stands only between COLO checkpoints, after CHECKPOINT_END',
-        );
+        this.#checkpointState(event, last, whole);
         break;
       case LibxlRecord.END:
         this.#end(event);
@@ -107,6 +107,19 @@ export class LibxlChecker {
     this.#seen.add(event.type);
   }
 
+  /** Only COLO's primary writes one, to begin the round after a checkpoint. */
+  #checkpointState(event: RecordEvent, last: number | undefined, whole: boolean): void {
+    const { findings, summary } = this.#context;
+    if (last !== LibxlRecord.CHECKPOINT_END) {
+      findings.error(StreamErrorCode.ORDER, placeIn(event), 'stands only after a CHECKPOINT_END of COLO');
+      return;
+    }
+    summary.colo = true;
+    if (!whole || u32(event.body, 0) === CheckpointState.CHECKPOINT_NEW) return;
+    const message = `state ${u32(event.body, 0)}: only 0 (CHECKPOINT_NEW) goes from the primary to the secondary`;
+    findings.error(StreamErrorCode.FIELD, placeIn(event, 'id', 0), message);
+  }
+
   #end(event: RecordEvent): void {
     const { findings, configType } = this.#context;
     if (!this.#hadLibxc) {
@@ -120,18 +133,4 @@ export class LibxlChecker {
       );
     }
   }
-}
-
-/** Checks the CHECKPOINT_STATE that stands where libxc's records go on after a COLO checkpoint. */
-export function checkColoState(context: VerifyContext, event: RecordEvent): void {
-  const { findings, summary } = context;
-  summary.colo = true;
-  countRecord(summary, 'CHECKPOINT_STATE');
-  const id = u32(event.body, 0);
-  if (id === CheckpointState.CHECKPOINT_NEW) return;
-  findings.error(
-    StreamErrorCode.FIELD,
-    { offset: event.offset + 8, record: 'CHECKPOINT_STATE', path: 'id' },
-    `state ${id}: only 0 (CHECKPOINT_NEW) goes from the primary to the secondary`,
-  );
 }

@@ -3,11 +3,11 @@
 import { StreamErrorCode } from '../codes.js';
 import type { RecordEvent, StreamEvent } from '../events.js';
 import { LibxcRecord } from '../libxc/constants.js';
-import { CHECKPOINT_STATE_SIZE, LibxlRecord } from '../libxl/constants.js';
+import { LibxlRecord } from '../libxl/constants.js';
 import { Scan, type ScanOptions } from '../scan.js';
 import type { VerifyContext } from './context.js';
 import { LibxcChecker } from './libxc.js';
-import { checkColoState, LibxlChecker } from './libxl.js';
+import { LibxlChecker } from './libxl.js';
 import { FINDINGS_MAX, FindingList, type VerifyReport, type VerifySummary } from './report.js';
 import { checkXlHeader } from './xl.js';
 
@@ -38,8 +38,6 @@ export class Verifier {
   #pageDataLength = 0;
   /** Where the last complete checkpoint ends. */
   #checkpointEnd = 0;
-  /** True between CHECKPOINT_END and the next libxc record. */
-  #afterCheckpoint = false;
   #report: VerifyReport | undefined;
 
   constructor(options: VerifierOptions = {}) {
@@ -76,7 +74,6 @@ export class Verifier {
       case 'page-bytes':
         return;
       case 'page-data':
-        this.#afterCheckpoint = false;
         this.#pageDataLength = event.length;
         this.#libxc.pageData(event);
         return;
@@ -106,23 +103,13 @@ export class Verifier {
   }
 
   #libxcRecord(event: RecordEvent): void {
-    const first = this.#afterCheckpoint;
-    this.#afterCheckpoint = false;
-    // COLO's primary writes a libxl record where libxc's go on. Its number is that of a record no HVM guest has.
-    if (first && event.type === LibxlRecord.CHECKPOINT_STATE && event.body.length === CHECKPOINT_STATE_SIZE) {
-      checkColoState(this.#context, event);
-      return;
-    }
     this.#libxc.record(event);
     if (event.type === LibxcRecord.CHECKPOINT && !this.#isLibxl) this.#checkpoint(event);
   }
 
   #libxlRecord(event: RecordEvent): void {
     this.#libxl.record(event);
-    if (event.type === LibxlRecord.CHECKPOINT_END && event.violation === undefined) {
-      this.#checkpoint(event);
-      this.#afterCheckpoint = true;
-    }
+    if (event.type === LibxlRecord.CHECKPOINT_END && event.violation === undefined) this.#checkpoint(event);
   }
 
   #checkpoint(event: RecordEvent): void {
@@ -144,7 +131,7 @@ export class Verifier {
       findings.warning(
         StreamErrorCode.TRAILING,
         place,
-        `${scan.trailing} bytes after the end of the stream${what}`,
+        `${scan.trailing} ${scan.trailing === 1 ? 'byte' : 'bytes'} after the end of the stream${what}`,
       );
     }
     return {
@@ -171,7 +158,9 @@ export class Verifier {
     }
     const rest = error.offset - this.#checkpointEnd;
     const dropped = rest > 0 ? `, and drops the ${rest} bytes after it` : '';
-    const message = `ends without END after ${summary.checkpoints} complete checkpoints: a receiver fails over to the last one${dropped}`;
+    const checkpoints =
+      summary.checkpoints === 1 ? 'a complete checkpoint' : `${summary.checkpoints} complete checkpoints`;
+    const message = `ends without END after ${checkpoints}: a receiver fails over to the last one${dropped}`;
     findings.warning(StreamErrorCode.TRUNCATED, error, message);
   }
 }
