@@ -265,6 +265,17 @@ describe('what a PV kernel notices', () => {
       setEntry(d.memory, level2, d.pv.width === 8 ? slot : 300, (BigInt(table) << 12n) | 1n);
       expect(map.physmap.length).toBe(PAGES);
     }],
+    [
+      'tables that lead in circles',
+      'page-table',
+      (d) => {
+        // All of the top table's free entries name what the direct map's entry names.
+        const top = cr3Of(d);
+        const wide = d.pv.width === 8;
+        const { raw } = entry(d.memory, top, wide ? 273 : 3);
+        for (let slot = wide ? 274 : 0; slot < (wide ? 400 : 3); slot++) setEntry(d.memory, top, slot, raw);
+      },
+    ],
     ['a damaged RAM map', 'p2m', (d, map) => d.memory.page(map.physmap[20]!).fill(0, 4, 8)],
   ]; // prettier-ignore
 

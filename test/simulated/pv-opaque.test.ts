@@ -101,6 +101,16 @@ describe('a guest of another kernel that cannot be saved', () => {
       const leaf = d.memory.page(lookUp(d.memory, cr3Of(d), 8, VADDR)!.frame);
       leaf.copyWithin(8 * 40, 8 * 41, 8 * 42);
     }, /wrong entry for pfn 0x28/);
+    refused(
+      'linear',
+      (d) => d.memory.page(d.sharedInfoMfn).fill(0xff, SHARED_INFO[8].maxPfn, SHARED_INFO[8].maxPfn + 6),
+      /tells 281474976710655 pfns/,
+    );
+    refused(
+      'tree',
+      (d) => d.memory.page(d.sharedInfoMfn).fill(0xff, SHARED_INFO[8].maxPfn, SHARED_INFO[8].maxPfn + 4),
+      /tells 4294967295 pfns/,
+    );
     refused('tree', (d) => {
       // The p2m's pages lie below the kernel's page tables; the second one is not to be known any more.
       d.memory.forEachOwned(d.domid, (mfn) => {

@@ -74,6 +74,8 @@ class Findings implements PvCheck {
   entries = 0;
   faults = 0;
   first: PvFault | undefined;
+  /** Tables visited on the way. */
+  tables = 0;
 
   add(fault: PvFault | undefined): void {
     this.entries++;
@@ -125,6 +127,8 @@ function checkKernelTables(kernel: PvKernel, found: Findings): void {
 /** Counts and judges the mappings under a table whose first entry is for page `vpn`. */
 function visit(kernel: PvKernel, table: number, level: number, vpn: number, found: Findings): number {
   const { layout, env } = kernel;
+  // Only the tail's tables are met more than once; tables that lead in circles would not end.
+  if (++found.tables > layout.tables.count + layout.p2mTail) return 0;
   const words = env.frames.pageWords(table);
   const span = PTES ** (level - 1);
   let mapped = 0;

@@ -28,7 +28,7 @@ import { GuestError } from '../../errors.js';
 import type { SharedMachineMemory } from './memory.js';
 import { INVALID_FRAME } from '../host.js';
 import { SharedFrames, walk, type PvFrames } from './pv-frames.js';
-import { dataVpnOf, layoutOf, MAX_PV_PAGES, type PvLayout, type PvShape } from './pv-layout.js';
+import { dataVpnOf, layoutOf, type PvLayout, type PvShape } from './pv-layout.js';
 import { PvMmu } from './pv-mmu.js';
 import { CONTEXT_STRIDE, kernelTable } from './pv-vcpu.js';
 
@@ -95,6 +95,9 @@ export class PvKernel {
   readonly mmu: PvMmu;
   /** mfn of each pfn, 0 where there is none: the p2m as it was found, what a processor's TLB is to a real guest. */
   readonly physmap: Uint32Array;
+  /** The page of the RAM map that was looked at last. */
+  #ramMapMfn = 0;
+  #ramMapWords: Uint32Array = new Uint32Array(0);
 
   constructor(env: PvKernelEnv, layout: PvLayout, physmap: Uint32Array) {
     this.env = env;
@@ -142,8 +145,12 @@ export class PvKernel {
 
   /** True if the kernel's map of its memory says that the pfn has RAM. */
   hasRam(pfn: number): boolean {
-    const word = this.page(this.layout.ramMap.first + (pfn >>> 15))[(pfn >>> 5) & 1023] as number;
-    return (word & (1 << (pfn & 31))) !== 0;
+    const mfn = this.mfn(this.layout.ramMap.first + (pfn >>> 15));
+    if (mfn !== this.#ramMapMfn) {
+      this.#ramMapWords = this.env.frames.pageWords(mfn);
+      this.#ramMapMfn = mfn;
+    }
+    return ((this.#ramMapWords[(pfn >>> 5) & 1023] as number) & (1 << (pfn & 31))) !== 0;
   }
 
   setRam(pfn: number, has: boolean): void {
@@ -179,21 +186,27 @@ export function writeShape(data: Uint32Array, shape: PvShape, activity: number):
   data[DATA.ACTIVITY] = activity;
 }
 
-function readShape(data: Uint32Array, width: GuestWidth): PvShape | undefined {
+/** The layout of the guest whose data page this is; undefined if it is not one. */
+function readLayout(data: Uint32Array, width: GuestWidth): PvLayout | undefined {
   const pages = data[DATA.PAGES] as number;
   const vcpus = data[DATA.VCPUS] as number;
   const p2mTail = data[DATA.TAIL] as number;
   if (data[0] !== MAGIC_LOW || data[1] !== MAGIC_HIGH || data[DATA.WIDTH] !== width) return undefined;
-  if (pages > MAX_PV_PAGES || vcpus > LEGACY_MAX_VCPUS || p2mTail > MAX_P2M_TAIL) return undefined;
-  return {
-    width,
-    pages,
-    vcpus,
-    p2m: data[DATA.P2M] === 1 ? 'tree' : 'linear',
-    unalignedP2m: data[DATA.UNALIGNED] === 1,
-    p2mTail,
-    seed: data[DATA.SEED] as number,
-  };
+  if (vcpus < 1 || vcpus > LEGACY_MAX_VCPUS || p2mTail > MAX_P2M_TAIL) return undefined;
+  try {
+    return layoutOf({
+      width,
+      pages,
+      vcpus,
+      p2m: data[DATA.P2M] === 1 ? 'tree' : 'linear',
+      unalignedP2m: data[DATA.UNALIGNED] === 1,
+      p2mTail,
+      seed: data[DATA.SEED] as number,
+    });
+  } catch {
+    // There are no guests of such a shape, so no kernel wrote this.
+    return undefined;
+  }
 }
 
 /**
@@ -206,9 +219,8 @@ export function attachKernel(env: PvKernelEnv): PvKernel {
   const top = kernelTable(contextOf(env, 0), width);
   const data = walk(frames, top, levels, dataVpnOf(width));
   if (!isOwn(env, data)) throw panic('its page tables do not reach its data');
-  const shape = readShape(frames.pageWords(data), width);
-  if (shape === undefined) throw panic('its data page holds something else');
-  const layout = layoutOf(shape);
+  const layout = readLayout(frames.pageWords(data), width);
+  if (layout === undefined) throw panic('its data page holds something else');
   const physmap = new Uint32Array(new SharedArrayBuffer(layout.pages * 4));
   const kernel = new PvKernel(env, layout, physmap);
   for (let leaf = 0; leaf < layout.leafCount; leaf++) {
@@ -232,9 +244,9 @@ export function openPvKernel(handle: PvKernelHandle, markDirty: (pfn: number) =>
   const env: PvKernelEnv = { domid, width, frames, contexts, markDirty };
   const top = kernelTable(contextOf(env, 0), width);
   const data = walk(frames, top, width === 8 ? 4 : 3, dataVpnOf(width));
-  const shape = isOwn(env, data) ? readShape(frames.pageWords(data), width) : undefined;
-  if (shape === undefined) throw panic('its data page is not there');
-  return new PvKernel(env, layoutOf(shape), handle.physmap);
+  const layout = isOwn(env, data) ? readLayout(frames.pageWords(data), width) : undefined;
+  if (layout === undefined) throw panic('its data page is not there');
+  return new PvKernel(env, layout, handle.physmap);
 }
 
 /** True for frames of the guest itself. */

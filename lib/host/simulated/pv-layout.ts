@@ -45,9 +45,10 @@ export interface PvShape {
   readonly seed: number;
 }
 
-/** Smallest and largest guest: 4 MiB, and what 32 bits of pfn and one level 3 table of direct map hold. */
+/** Smallest guest: 4 MiB. */
 export const MIN_PV_PAGES = 1024;
-export const MAX_PV_PAGES = 0x800_0000;
+/** Largest guest: what one level 3 table of direct map holds, and what a 32-bit one can address. */
+export const MAX_PV_PAGES = { 4: 0x100_0000, 8: 0x800_0000 } as const;
 
 const FIRST_SPECIAL = 16;
 /** Pages of one process: six tables and two records of what its last two tables ought to hold. */
@@ -128,8 +129,10 @@ export function p2mVaddr(layout: PvShape): bigint {
 /** Lays a guest out. Throws UsageError if it is too small or too large. */
 export function layoutOf(shape: PvShape): PvLayout {
   const { width, pages, vcpus } = shape;
-  if (!Number.isSafeInteger(pages) || pages < MIN_PV_PAGES || pages > MAX_PV_PAGES) {
-    throw new UsageError(`a simulated PV guest has ${MIN_PV_PAGES} to ${MAX_PV_PAGES} pages, not ${pages}`);
+  if (!Number.isSafeInteger(pages) || pages < MIN_PV_PAGES || pages > MAX_PV_PAGES[width]) {
+    throw new UsageError(
+      `a simulated PV guest has ${MIN_PV_PAGES} to ${MAX_PV_PAGES[width]} pages, not ${pages}`,
+    );
   }
   const fpp = fppOf(width);
   const directPages = width === 8 ? pages : Math.min(pages, LOWMEM_PAGES_32);

@@ -24,6 +24,9 @@ import { vpnOf, walk } from './pv-frames.js';
 import { isOwn, readP2m, type PvKernelEnv } from './pv-kernel.js';
 import { kernelTable, readLong, writeLong } from './pv-vcpu.js';
 
+/** Most pfns that a stream can speak of. */
+const MAX_PFNS = 2 ** 32;
+
 /** What the domain gives beside the surroundings of a kernel. */
 export interface OpaqueTools {
   readonly env: PvKernelEnv;
@@ -106,14 +109,21 @@ function unfit(env: PvKernelEnv, why: string): GuestError {
 function checkLinear(env: PvKernelEnv, top: number, vpn: number, pages: number): void {
   const { frames, width } = env;
   const fpp = fppOf(width);
+  if (pages > MAX_PFNS) throw unfit(env, `shared info tells ${pages} pfns`);
+  let empty = INVALID_FRAME;
   for (let leaf = 0; leaf * fpp < pages; leaf++) {
     const mfn = walk(frames, top, levelsOf(width), vpn + leaf);
     if (!isOwn(env, mfn)) throw unfit(env, `the tables of vcpu 0 do not map page ${leaf} of the p2m`);
+    // After its end all pages of a p2m are one, without entries.
+    if (mfn === empty) continue;
+    empty = mfn;
     const words = frames.pageWords(mfn);
     for (let i = 0; i < fpp && leaf * fpp + i < pages; i++) {
       const entry = readP2m(words, i, width);
       // Entries that name no frame of the guest stand for pages that it maps from others, or does not have.
-      if (isOwn(env, entry) && frames.pfnOf(entry) !== leaf * fpp + i) {
+      if (!isOwn(env, entry)) continue;
+      empty = INVALID_FRAME;
+      if (frames.pfnOf(entry) !== leaf * fpp + i) {
         throw unfit(env, `its p2m has a wrong entry for pfn 0x${(leaf * fpp + i).toString(16)}`);
       }
     }
@@ -128,6 +138,7 @@ function makeFrameLists(tools: OpaqueTools, pages: number): number {
   const { env, hiddenFrame } = tools;
   const { frames, width } = env;
   const fpp = fppOf(width);
+  if (pages > fpp ** 3) throw unfit(env, `shared info tells ${pages} pfns`);
   const leaves = new Float64Array(Math.ceil(pages / fpp)).fill(INVALID_FRAME);
   tools.forEachOwned((mfn) => {
     const leaf = frames.pfnOf(mfn) === INVALID_FRAME ? -1 : leafNumber(env, mfn, pages);
