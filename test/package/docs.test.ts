@@ -1,0 +1,49 @@
+/** The documents tell the truth: examples run as they stand, links lead somewhere. */
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { describe, expect, it } from 'vitest';
+import { root, run } from './project.js';
+
+const documents = ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md'].concat(
+  fs
+    .readdirSync(path.join(root, 'docs'), { recursive: true, encoding: 'utf8' })
+    .filter((file) => file.endsWith('.md') && !file.startsWith('api/'))
+    .map((file) => `docs/${file}`),
+);
+
+const read = (file: string): string => fs.readFileSync(path.join(root, file), 'utf8');
+
+/** Blocks of JavaScript, with the heading that each stands under. */
+function examples(file: string): { heading: string; code: string }[] {
+  const found = [];
+  let heading = file;
+  for (const part of read(file).matchAll(/^#+ (.*)$|^ *```js\n([^]*?)^ *```$/gm)) {
+    if (part[1] !== undefined) heading = part[1];
+    else found.push({ heading, code: part[2] ?? '' });
+  }
+  return found;
+}
+
+describe.each(['README.md', 'docs/guide/quick-start.md'])('%s', (file) => {
+  it.each(examples(file))('runs as it stands: $heading', ({ code }) => {
+    // A project whose one installed package is this one.
+    const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'xen-migration-example-'));
+    try {
+      fs.mkdirSync(path.join(folder, 'node_modules'));
+      fs.symlinkSync(root, path.join(folder, 'node_modules/xen-migration'));
+      fs.writeFileSync(path.join(folder, 'example.mjs'), code);
+      expect(run(folder, process.execPath, 'example.mjs')).not.toMatch(/undefined|NaN/);
+    } finally {
+      fs.rmSync(folder, { recursive: true, force: true });
+    }
+  });
+});
+
+it.each(documents)('%s has no dead link', (file) => {
+  const links = [...read(file).matchAll(/\]\(([^)\s]+)\)/g)].map((match) => String(match[1]));
+  const dead = links
+    .filter((link) => !/^(?:https?:|#)/.test(link))
+    .filter((link) => !fs.existsSync(path.resolve(root, path.dirname(file), link.replace(/#.*/, ''))));
+  expect(dead).toEqual([]);
+});
