@@ -6,6 +6,7 @@ export {
   SimulatedToolstack,
   type CreateGuestOptions,
   type DomainRecord,
+  type PvPeculiarities,
 } from './host/simulated/toolstack.js';
 export {
   SimulatedGuest,
@@ -26,4 +27,6 @@ export {
   type Fault,
   type SimulatedCall,
 } from './host/simulated/faults.js';
+export type { LogDirty } from './host/simulated/log-dirty.js';
+export type { HvmParams } from './host/simulated/hvm-params.js';
 export type { MissingFeature } from './host/simulated/cpu-policy.js';

@@ -52,6 +52,7 @@ export class SimulatedDeviceModel {
   #writes = 0;
   #timer: NodeJS.Timeout | undefined;
 
+  /** @internal Made by its host. */
   constructor(domain: DomainState, dma: DmaPages | undefined) {
     this.#domain = domain;
     this.#dma = dma;

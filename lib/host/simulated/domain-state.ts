@@ -72,7 +72,7 @@ export class DomainState {
   readonly logDirty: LogDirty;
   /** HVM and PVH: mfn of each pfn, in shared memory; 0 where there is no RAM. PV domains have their own p2m. */
   readonly physmap: Uint32Array;
-  /** PV domains only. */
+  /** @internal PV domains only. */
   readonly pv: PvDomain | undefined;
   readonly params: HvmParams;
   /** Entries 0 (console) and 1 (xenstore) of the grant table. */
@@ -102,6 +102,7 @@ export class DomainState {
   #scratch = new Float64Array(MAX_BATCH);
   #maxMapped = 0;
 
+  /** @internal Made by its host. */
   constructor(options: DomainStateOptions) {
     const { domid, memory } = options;
     this.domid = domid;

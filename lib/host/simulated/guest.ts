@@ -56,6 +56,7 @@ export class SimulatedGuest {
   /** Starts and stops come one after the other. */
   #turn: Promise<unknown> = Promise.resolve();
 
+  /** @internal Made by its host. */
   constructor(state: DomainState, deviceModel: SimulatedDeviceModel | undefined, keepAlive: boolean) {
     this.state = state;
     this.#physmap = state.physmap;
@@ -107,7 +108,7 @@ export class SimulatedGuest {
     await this.#runner?.kill();
   }
 
-  /** Writes a program into the memory of a new guest. */
+  /** @internal Writes a program into the memory of a new guest. */
   async install(
     ranges: readonly FrameRange[],
     physmap: Uint32Array,
@@ -127,7 +128,7 @@ export class SimulatedGuest {
     this.#runner ??= this.#newRunner();
   }
 
-  /** Lets the guest run, if it can. */
+  /** @internal Lets the guest run, if it can. */
   async start(): Promise<void> {
     await this.#inTurn(async () => {
       if (this.#running || this.#fallen || this.state.dying) return;
@@ -139,13 +140,13 @@ export class SimulatedGuest {
     });
   }
 
-  /** Stops the guest between two steps. Resolves to its registers, undefined if it has no program. */
+  /** @internal Stops the guest between two steps. Resolves to its registers, undefined if it has no program. */
   async halt(): Promise<Uint8Array | undefined> {
     return await this.#inTurn(() => this.#halt());
   }
 
   /**
-   * The guest is asked to suspend, and does so by its `onSuspend`. When `signal` is aborted the request is withdrawn:
+   * @internal The guest is asked to suspend, and does so by its `onSuspend`. When `signal` is aborted the request is withdrawn:
    * the promise rejects, and the guest runs on.
    */
   async suspend(signal: AbortSignal): Promise<void> {
@@ -172,7 +173,7 @@ export class SimulatedGuest {
     });
   }
 
-  /** The suspend was cancelled: the guest comes back from its hypercall when it next runs. */
+  /** @internal The suspend was cancelled: the guest comes back from its hypercall when it next runs. */
   cancelSuspend(): void {
     this.state.cancelSuspend();
     this.#program = 'unread';
@@ -204,7 +205,7 @@ export class SimulatedGuest {
     });
   }
 
-  /** Ends the guest and its worker. */
+  /** @internal Ends the guest and its worker. */
   async end(): Promise<void> {
     this.#running = false;
     this.deviceModel?.stop();

@@ -102,6 +102,7 @@ export class MachineMemory {
   /** Regions from this number on have been in the pool since the last time all were tried. */
   #poolRegion: number;
 
+  /** @internal Made by its host. */
   constructor(options: MachineMemoryOptions) {
     const seed = options.seed ?? 1;
     this.totalPages = options.totalPages;
@@ -181,7 +182,7 @@ export class MachineMemory {
     this.#book(i).typeInfo[i & REGION_MASK] = info;
   }
 
-  /** The same memory and books for another thread: arrays over shared memory, in an object that can be posted. */
+  /** @internal The same memory and books for another thread: arrays over shared memory, in an object that can be posted. */
   share(): SharedMachineMemory {
     const { totalPages, baseMfn, compatM2pMfn } = this;
     const regions = this.#books.map((book, r) => {

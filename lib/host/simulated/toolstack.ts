@@ -17,8 +17,19 @@ import { DEFAULT_RATE, type Workload } from './guest/workload.js';
 import { hvmLayout } from './hvm-layout.js';
 import { newContext } from './hvm-context.js';
 import type { DmaPages } from './device-model.js';
-import type { PvGuestOptions } from './pv-types.js';
 import { refusal } from './refuse.js';
+
+/** Peculiarities of the kernel of a simulated PV guest. */
+export interface PvPeculiarities {
+  /** Linear p2m: at an address inside of what a level 2 entry maps, so that it spans two of them. Default false. */
+  readonly unalignedP2m?: boolean | undefined;
+  /** Entries after the end of the p2m, 0…16, that all name one empty table, as Linux has them. Default 0. */
+  readonly p2mTail?: number | undefined;
+  /** The kernel's processes change their page tables while the guest runs. Default true. */
+  readonly changesPageTables?: boolean | undefined;
+  /** The kernel changes its p2m while the guest runs: a live migration has to fail. Default false. */
+  readonly changesP2m?: boolean | undefined;
+}
 
 /** What kind of guest to make. */
 export interface CreateGuestOptions {
@@ -37,8 +48,7 @@ export interface CreateGuestOptions {
   /** PV: how the guest tells its p2m. Default `linear`. */
   readonly p2m?: 'linear' | 'tree' | undefined;
   /** PV: peculiarities of the guest's kernel. */
-  readonly pv?:
-    Pick<PvGuestOptions, 'unalignedP2m' | 'p2mTail' | 'changesPageTables' | 'changesP2m'> | undefined;
+  readonly pv?: PvPeculiarities | undefined;
   /** Leaves the guest paused before its first step. */
   readonly paused?: boolean | undefined;
 }
@@ -58,7 +68,7 @@ export interface DomainRecord {
   suspendedLive: boolean | undefined;
 }
 
-/** What the toolstack needs of the host that it belongs to. */
+/** @internal What the toolstack needs of the host that it belongs to. */
 export interface DomainTable {
   find(domid: number): DomainRecord | undefined;
   make(options: {
@@ -82,6 +92,7 @@ export class SimulatedToolstack implements Toolstack {
   readonly #table: DomainTable;
   readonly #faults: Faults;
 
+  /** @internal Made by its host. */
   constructor(table: DomainTable, faults: Faults) {
     this.#table = table;
     this.#faults = faults;

@@ -19,8 +19,24 @@ const MAGIC = 0x3152_4d58; // "XMR1"
 const WORDS = REGISTERS_SIZE / 4;
 const CHECK = 11;
 
-/** What a guest can find wrong with its memory. */
-export const guestFaults = [
+/** What a guest can find wrong with its memory. The last five are found by the kernel of a PV guest. */
+export type GuestFault =
+  | 'magic'
+  | 'misplaced'
+  | 'stale'
+  | 'contents'
+  | 'not-zero'
+  | 'ledger'
+  | 'boot-page'
+  | 'dma'
+  | 'p2m'
+  | 'm2p'
+  | 'page-table'
+  | 'kernel-data'
+  | 'hypercall';
+
+/** The faults by number. */
+export const guestFaults: readonly GuestFault[] = [
   'magic',
   'misplaced',
   'stale',
@@ -29,14 +45,12 @@ export const guestFaults = [
   'ledger',
   'boot-page',
   'dma',
-  // What the kernel of a PV guest finds.
   'p2m',
   'm2p',
   'page-table',
   'kernel-data',
   'hypercall',
-] as const;
-export type GuestFault = (typeof guestFaults)[number];
+];
 
 /** The decoded form. */
 export interface Registers {

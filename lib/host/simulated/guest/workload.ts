@@ -1,7 +1,9 @@
 /** Workloads: which pages a simulated guest writes, and how fast. */
 
-export const workloadKinds = ['idle', 'uniform', 'hot-set', 'sweep', 'trace'] as const;
-export type WorkloadKind = (typeof workloadKinds)[number];
+export type WorkloadKind = 'idle' | 'uniform' | 'hot-set' | 'sweep' | 'trace';
+
+/** The kinds by number. */
+export const workloadKinds: readonly WorkloadKind[] = ['idle', 'uniform', 'hot-set', 'sweep', 'trace'];
 
 /** What a guest's workload does. Which page is written next depends on the seed and the step number alone. */
 export interface Workload {
