@@ -73,6 +73,6 @@ describe.each(entryPoints)('$subpath', ({ subpath, target }) => {
     const values = Object.entries(frozen[subpath] ?? {})
       .filter(([, what]) => /^(?:class|function|const)/.test(what))
       .map(([name]) => name);
-    expect(Object.keys(module).sort()).toEqual(values.sort());
+    expect(Object.keys(module).sort(), 'in dist/; is it built from these sources?').toEqual(values.sort());
   });
 });
