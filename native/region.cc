@@ -35,8 +35,8 @@ Region::~Region() {
 int Region::Seal() {
   if (!live_) return 0;
   // MAP_FIXED swaps old pages for new in one system call: there is no moment at which the addresses are unmapped.
-  void* zero = mmap(base_, bytes_, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                    -1, 0);
+  void* zero =
+      mmap(base_, bytes_, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (zero == MAP_FAILED) return errno;
   live_ = false;
   totals_->bytes -= bytes_;
