@@ -1,53 +1,31 @@
 /** A save into a Unix socket that another process drains, against writing the same bytes to the same kind of socket. */
-import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createConnection } from 'node:net';
 import { join } from 'node:path';
 import { SimulatedHost } from '../dist/testing.js';
 import { save } from '../dist/save/save.js';
+import { startDrain } from './drain.mjs';
 import { best, GIB, inFolder, MIB, rate } from './tools.mjs';
 
 export const name = 'save-socket';
 export const about = 'a 1 GiB PVH guest, suspended, into a Unix socket drained by another process';
 
-/** Takes what comes as fast as Node can, and says at each end how much it was. */
-const DRAIN = `
-const { createServer } = require('node:net');
-const buffer = Buffer.allocUnsafeSlow(1 << 20);
-createServer({}, () => {}).on('error', () => process.exit(1));
-const server = createServer({ pauseOnConnect: true }, (accepted) => {
-  const { Socket } = require('node:net');
-  let bytes = 0;
-  const socket = new Socket({
-    handle: accepted._handle,
-    onread: { buffer, callback: (n) => ((bytes += n), true) },
-  });
-  accepted._handle = null;
-  socket.on('end', () => { process.send(bytes); socket.end(); });
-  socket.on('error', () => process.exit(1));
-  socket.resume();
-}).listen(process.argv[1], () => process.send('ready'));
-process.on('disconnect', () => process.exit());
-`;
-
+/** Runs `use` with a function that connects, has something sent, and resolves to seconds and bytes. */
 async function withDrain(use) {
   return inFolder(async (folder) => {
-    const path = join(folder, 'drain');
-    const child = spawn(process.execPath, ['-e', DRAIN, path], { stdio: ['ignore', 'inherit', 'inherit', 'ipc'] });
+    const drain = await startDrain(join(folder, 'drain'));
     try {
-      await once(child, 'message');
       return await use(async (send) => {
-        const socket = createConnection(path);
+        const socket = createConnection(drain.path);
         await once(socket, 'connect');
-        const drained = once(child, 'message');
+        const drained = drain.drained();
         const from = performance.now();
         await send(socket);
-        const [bytes] = await drained;
+        const bytes = await drained;
         return [(performance.now() - from) / 1000, bytes];
       });
     } finally {
-      child.disconnect();
-      child.kill();
+      drain.stop();
     }
   });
 }
@@ -76,20 +54,23 @@ export async function run() {
     const regions = host.memory.regions.filter((region) => region.length > 0);
     let size = 0;
     const seconds = await withDrain((measure) =>
-      best({
-        ours: async () => {
-          const [took, bytes] = await measure((socket) =>
-            save(host, { domid: guest.domid, to: socket, live: false, afterwards: 'resume' }),
-          );
-          size = bytes;
-          return took;
+      best(
+        {
+          ours: async () => {
+            const [took, bytes] = await measure((socket) =>
+              save(host, { domid: guest.domid, to: socket, live: false, afterwards: 'resume' }),
+            );
+            size = bytes;
+            return took;
+          },
+          bare: async () => {
+            const [took, bytes] = await measure((socket) => writeAll(socket, regions, size));
+            if (bytes !== size) throw new Error(`${bytes} bytes instead of ${size}`);
+            return took;
+          },
         },
-        bare: async () => {
-          const [took, bytes] = await measure((socket) => writeAll(socket, regions, size));
-          if (bytes !== size) throw new Error(`${bytes} bytes instead of ${size}`);
-          return took;
-        },
-      }),
+        10,
+      ),
     );
     return [
       {

@@ -250,17 +250,22 @@ export class PageSender {
     const { types, gfns, dataGfns, entryOf } = slot;
     const { entriesByType } = this;
     let n = 0;
-    for (let i = 0; i < count; i++) {
+    // By runs of one type: of most guests a batch is one.
+    for (let i = 0; i < count;) {
       const type = types[i] as number;
-      entriesByType[type] = (entriesByType[type] as number) + 1;
+      let end = i + 1;
+      while (end < count && types[end] === type) end++;
+      entriesByType[type] = (entriesByType[type] as number) + end - i;
       const kind = KINDS[type];
-      if (kind === Kind.NO_DATA) continue;
-      if (kind !== Kind.DATA) {
+      if (kind === Kind.UNKNOWN) {
         const what = `type 0x${type.toString(16)} of pfn ${hex(slot.pfns[i])} does not exist`;
         throw new HypercallError('XEN_DOMCTL_getpageframeinfo3', Errno.EINVAL, what);
       }
-      dataGfns[n] = gfns[i] as number;
-      entryOf[n++] = i;
+      for (let k = i; kind === Kind.DATA && k < end; k++) {
+        dataGfns[n] = gfns[k] as number;
+        entryOf[n++] = k;
+      }
+      i = end;
     }
     this.dataPages += n;
     return n;
