@@ -11,18 +11,21 @@ import { formatOf, streamHelp, streamOptions, withStream } from './streams.js';
 const help = `usage: xen-migrate verify FILE|- [options]
 
 Verifies a saved guest or a captured migration: all that Xen's verify-stream-v2 checks, and order, presence, range and
-sizes of records beside it. Errors make a stream invalid, warnings do not. Page contents are not looked at.
+sizes of records beside it. Errors make a stream invalid, warnings do not. Page contents are not looked at; in a file
+they are not even read, unless told otherwise.
 
+  --read-pages          read page contents too: finds a file that cannot be read everywhere
 ${streamHelp}
 Exit code: 0 valid, 1 invalid, 2 wrong arguments or an unreadable file.
 `;
 
 async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal): Promise<number> {
-  const { values, positionals } = parseArguments(argv, { allowPositionals: true, options: streamOptions });
+  const options = { ...streamOptions, 'read-pages': { type: 'boolean' } } as const;
+  const { values, positionals } = parseArguments(argv, { allowPositionals: true, options });
   const [file] = operands(positionals, ['FILE']);
   const format = formatOf(values.format);
   const outcome = await withStream('verify', file, io, signal, (source) =>
-    verifyStream(source, { format, signal }),
+    verifyStream(source, { format, readPages: values['read-pages'] === true, signal }),
   );
   if ('exitCode' in outcome) return outcome.exitCode;
   const report = outcome.result;

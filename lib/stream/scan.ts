@@ -1,5 +1,6 @@
 /** A stream read to its very end for its own sake, as `verify` and `inspect` do: errors end the reading, not the caller. */
 
+import { PAGE_SIZE } from '../abi/pages.js';
 import { StreamFormatError } from '../errors.js';
 import type { ByteSource } from '../transport/types.js';
 import type { RecordEvent, StreamEvent } from './events.js';
@@ -17,6 +18,9 @@ export type ScannedFormat = RecognisedFormat | 'unknown';
 
 /** First bytes after the end of the stream, kept to be recognised. */
 const TAIL_SIZE = 64;
+
+/** Stands for page contents that nobody looks at. Never written to. */
+const UNREAD = new Uint8Array(1 << 20);
 
 /** Bytes that are welcome after the end of the stream, where they are only counted. */
 const TRAILING_WANT = 1 << 20;
@@ -36,6 +40,8 @@ export class Scan {
   #error: StreamFormatError | undefined;
   /** True if the last record was CHECKPOINT_END. */
   #afterCheckpoint = false;
+  /** Bytes of page contents that come next. */
+  #contents = 0;
 
   constructor(options: ScanOptions, onEvent: (event: StreamEvent) => void) {
     const { format, maxRecordLength } = options;
@@ -103,13 +109,25 @@ export class Scan {
         at += n;
         this.#bytes += n;
         const event = reader.feed(piece);
-        if (event !== undefined) this.#onEvent(event.kind === 'record' ? this.#colo(event) : event);
+        if (event !== undefined) this.#give(event);
       }
     } catch (error) {
       this.#fail(error);
       return;
     }
     if (at < bytes.length && this.#wantsTrailing) this.#trail(bytes.subarray(at));
+  }
+
+  /** Bytes of page contents that come next. */
+  get contents(): number {
+    return this.#contents;
+  }
+
+  /** Passes over 1…`contents` bytes of page contents, whatever they are. Events tell of other bytes in their place. */
+  pass(count: number): void {
+    for (let left = count; left > 0; left -= UNREAD.length) {
+      this.feed(left < UNREAD.length ? UNREAD.subarray(0, left) : UNREAD);
+    }
   }
 
   /** Says that no bytes follow. */
@@ -120,6 +138,12 @@ export class Scan {
     } catch (error) {
       this.#fail(error);
     }
+  }
+
+  #give(event: StreamEvent): void {
+    if (event.kind === 'page-bytes') this.#contents -= event.bytes.length;
+    else if (event.kind === 'page-data') this.#contents = event.violation ? 0 : event.dataPages * PAGE_SIZE;
+    this.#onEvent(event.kind === 'record' ? this.#colo(event) : event);
   }
 
   /**
@@ -150,18 +174,39 @@ export class Scan {
   }
 }
 
+/** What `feedAll` feeds. */
+export interface Fed {
+  readonly want: number;
+  feed(bytes: Uint8Array): void;
+  /** Bytes that come next and need not be read. */
+  readonly unneeded?: number;
+  /** Passes over some of them. */
+  pass?(count: number): void;
+}
+
 /** Feeds all of a source to something that scans. Rejects with what the source rejects with, and CancelledError. */
 export async function feedAll(
   source: ByteSource,
-  scan: { readonly want: number; feed(bytes: Uint8Array): void },
-  options: { readonly trailing?: boolean | undefined; readonly signal?: AbortSignal | undefined },
+  to: Fed,
+  options: {
+    readonly trailing?: boolean | undefined;
+    /** Pass over what need not be read. Default false. */
+    readonly skip?: boolean | undefined;
+    readonly signal?: AbortSignal | undefined;
+  },
 ): Promise<void> {
   // Who wants all bytes of the source anyway need not ask for them piece by piece.
   const whole = options.trailing ?? true;
-  for (let want = scan.want; want > 0; want = scan.want) {
+  for (let want = to.want; want > 0; want = to.want) {
+    const unneeded = options.skip === true ? (to.unneeded ?? 0) : 0;
+    const passed = unneeded === 0 ? 0 : (source.skip?.(unneeded) ?? 0);
+    if (passed > 0) {
+      to.pass?.(passed);
+      continue;
+    }
     const max = whole ? TRAILING_WANT : want;
     const bytes = source.take(max);
-    if (bytes !== undefined) scan.feed(bytes);
+    if (bytes !== undefined) to.feed(bytes);
     else if (!(await source.wait(max, options.signal))) return;
   }
 }

@@ -16,6 +16,9 @@ const datasync = promisify(fs.fdatasync);
 /** Bytes of one read. Two such buffers exist: one is read while the other is used. Less costs more calls, more misses the caches. */
 export const FILE_CHUNK = 2 * 1024 * 1024;
 
+/** Bytes of the first read, and of the first after a skip: who skips does not want what lies behind. */
+const SLOW_START = 64 * 1024;
+
 /** Most views of one writev: IOV_MAX of Linux. libuv would split more, but a short write is simpler to go on from. */
 const IOV_MAX = 1024;
 
@@ -26,6 +29,8 @@ export interface FileSourceOptions {
   chunk?: number | undefined;
   /** Offset of the first byte. Default: where the descriptor stands; its own offset then moves along. */
   start?: number | undefined;
+  /** Bytes in the file, if it is one that can be read at any offset; allows `skip`, with `start`. */
+  size?: number | undefined;
   /**
    * False: never read beyond what `wait` was told that the caller can use, so that whoever shares the descriptor finds
    * it exactly where the stream ended. Default true.
@@ -36,7 +41,8 @@ export interface FileSourceOptions {
 }
 
 /**
- * Reads a file by large blocks, the next one while the present one is used.
+ * Reads a file by large blocks, the next one while the present one is used. Blocks begin small and grow, at the start and
+ * after each skip.
  *
  * A view that `take` gave lies in one of two buffers of the source.
  */
@@ -46,7 +52,15 @@ export class FileSource implements ByteSource {
   readonly #readAhead: boolean;
   readonly #autoClose: boolean;
   readonly #waiter: Waiter;
+  readonly #chunk: number;
+  readonly #size: number;
+  /** Where the next read begins: behind what has arrived. */
   #offset: number | null;
+  /** Bytes of the next read, and whether one more follows it without being asked for. */
+  #length: number;
+  #sequential = false;
+  /** True if nobody wants what is being read any more. */
+  #discard = false;
   /** Bytes that may be taken are `#current[#from, #to)`; `#other` is being read into, or empty. */
   #current: Uint8Array;
   #other: Uint8Array;
@@ -67,6 +81,9 @@ export class FileSource implements ByteSource {
     this.#fd = fd;
     this.#doing = `reading ${options.name ?? `fd ${fd}`}`;
     this.#offset = options.start ?? null;
+    this.#chunk = chunk;
+    this.#size = options.size ?? 0;
+    this.#length = Math.min(SLOW_START, chunk);
     this.#readAhead = options.readAhead ?? true;
     this.#autoClose = options.autoClose ?? true;
     this.#waiter = new Waiter(this.#doing);
@@ -100,6 +117,33 @@ export class FileSource implements ByteSource {
     return waiting;
   }
 
+  skip(max: number): number {
+    let n = this.#drop(max);
+    if (n < max && this.#arrived > 0) {
+      this.#turn();
+      n += this.#drop(max - n);
+    }
+    const offset = this.#offset;
+    if (
+      n < max &&
+      offset !== null &&
+      !this.#ended &&
+      this.#failure === undefined &&
+      this.#closed === undefined
+    ) {
+      const jump = Math.min(max - n, this.#size - offset);
+      if (jump > 0) {
+        this.#offset = offset + jump;
+        this.#discard = this.#reading !== undefined;
+        this.#length = Math.min(SLOW_START, this.#chunk);
+        this.#sequential = false;
+        n += jump;
+      }
+    }
+    this.#position += n;
+    return n;
+  }
+
   close(): Promise<void> {
     this.#closed ??= this.#close();
     return this.#closed;
@@ -109,15 +153,29 @@ export class FileSource implements ByteSource {
     return this.close();
   }
 
-  /** The bytes read ahead become the present ones; the next read starts. */
-  #swap(): void {
-    const spent = this.#current;
-    this.#current = this.#other;
-    this.#other = spent;
+  /** Passes over bytes at hand. */
+  #drop(max: number): number {
+    const n = Math.min(max, this.#to - this.#from);
+    this.#from += n;
+    return n;
+  }
+
+  /** The bytes read ahead become the present ones. */
+  #turn(): void {
+    [this.#current, this.#other] = [this.#other, this.#current];
     this.#from = 0;
     this.#to = this.#arrived;
     this.#arrived = 0;
-    if (this.#readAhead && !this.#ended && this.#failure === undefined) this.#read(spent.length);
+  }
+
+  /** The bytes read ahead become the present ones; the next read starts. */
+  #swap(): void {
+    this.#turn();
+    this.#length = Math.min(this.#chunk, this.#length * 2);
+    if (this.#readAhead && this.#sequential && !this.#ended && this.#failure === undefined) {
+      this.#read(this.#length);
+    }
+    this.#sequential = true;
     this.#waiter.wake(true);
   }
 
@@ -125,9 +183,9 @@ export class FileSource implements ByteSource {
     if (this.#failure !== undefined) this.#waiter.fail(this.#failure);
     else if (this.#ended) this.#waiter.wake(false);
     else {
-      // Without read-ahead there is one buffer: nothing is left in it, so it is free.
-      if (!this.#readAhead) [this.#current, this.#other] = [this.#other, this.#current];
-      this.#read(this.#readAhead ? this.#other.length : Math.min(want, this.#other.length));
+      // Without read-ahead there is one buffer, which may be either: nothing is left in it, so it is free.
+      if (this.#other.length === 0) [this.#current, this.#other] = [this.#other, this.#current];
+      this.#read(this.#readAhead ? this.#length : Math.min(want, this.#other.length));
     }
   }
 
@@ -136,7 +194,8 @@ export class FileSource implements ByteSource {
     this.#reading = new Promise((resolve) => {
       fs.read(this.#fd, this.#other, 0, length, this.#offset, (error, n) => {
         this.#reading = undefined;
-        if (error !== null) this.#failure = transportFailure(error, this.#doing);
+        if (this.#discard) this.#discard = false;
+        else if (error !== null) this.#failure = transportFailure(error, this.#doing);
         else if (n === 0) this.#ended = true;
         else {
           this.#arrived = n;

@@ -54,7 +54,7 @@ export async function openSource(
   if (signal?.aborted === true) throw cancellation(signal.reason, 'opening a source');
   if (from instanceof Uint8Array) return new MemorySource(from);
   if (from instanceof Readable) return sourceOfReadable(from, name);
-  if (typeof from === 'number') return sourceOfFd(from, name ?? `fd ${from}`, true, signal);
+  if (typeof from === 'number') return sourceOfFd(from, name ?? `fd ${from}`, signal);
   if (typeof from !== 'string') {
     if (isByteSource(from)) return from;
     throw new UsageError('not a path, descriptor, stream, bytes or ByteSource');
@@ -62,7 +62,7 @@ export async function openSource(
   if (from === '-') return sourceOfReadable(process.stdin, name ?? 'standard input');
   // O_NONBLOCK: a FIFO without a writer would hold a thread of the pool. It changes nothing for regular files.
   const fd = await openPath(from, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK);
-  return sourceOfFd(fd, name ?? from, true, signal);
+  return sourceOfFd(fd, name ?? from, signal, 0);
 }
 
 /**
@@ -119,7 +119,10 @@ async function openPath(path: string, flags: number): Promise<number> {
 }
 
 /** What a descriptor is decides who may wait on it: the pool for files, epoll for peers. */
-async function kindOf(fd: number, name: string): Promise<'file' | 'peer'> {
+async function statOf(
+  fd: number,
+  name: string,
+): Promise<{ kind: 'file' | 'peer'; size: number | undefined }> {
   let stat: fs.Stats;
   try {
     stat = await fstat(fd);
@@ -127,19 +130,21 @@ async function kindOf(fd: number, name: string): Promise<'file' | 'peer'> {
     throw transportFailure(error, `opening ${name}`);
   }
   if (stat.isDirectory()) throw new TransportError(`opening ${name}: it is a directory`);
-  return stat.isFIFO() || stat.isSocket() ? 'peer' : 'file';
+  const kind = stat.isFIFO() || stat.isSocket() ? 'peer' : 'file';
+  return { kind, size: stat.isFile() ? stat.size : undefined };
 }
 
+/** `start`: where the descriptor stands, if that is known; then a regular file can be skipped through. */
 async function sourceOfFd(
   fd: number,
   name: string,
-  autoClose: boolean,
-  signal?: AbortSignal,
+  signal: AbortSignal | undefined,
+  start?: number,
 ): Promise<ByteSource> {
   try {
-    const kind = await kindOf(fd, name);
+    const { kind, size } = await statOf(fd, name);
     if (signal?.aborted === true) throw cancellation(signal.reason, `opening ${name}`);
-    if (kind === 'file') return new FileSource(fd, { name, autoClose });
+    if (kind === 'file') return new FileSource(fd, size === undefined ? { name } : { name, size, start });
     return new SocketSource(new net.Socket({ fd, readable: true, writable: false }), { name });
   } catch (error) {
     await closeFd(fd).catch(() => undefined);
@@ -150,7 +155,7 @@ async function sourceOfFd(
 async function sinkOfFd(fd: number, options: OpenSinkOptions & { name: string }): Promise<ByteSink> {
   const { name, sync, signal } = options;
   try {
-    const kind = await kindOf(fd, name);
+    const { kind } = await statOf(fd, name);
     if (signal?.aborted === true) throw cancellation(signal.reason, `opening ${name}`);
     if (kind === 'file') return new FileSink(fd, { name, sync });
     return new SocketSink(new net.Socket({ fd, readable: false, writable: true }), { name });

@@ -13,6 +13,11 @@ export interface ByteSource {
    * Rejects with TransportError, or with the signal's reason as CancelledError.
    */
   wait(want: number, signal?: AbortSignal): Promise<boolean>;
+  /**
+   * Passes over up to `max` bytes without reading them, where that is cheaper. Returns how many, 0 if none; what is left
+   * is to be taken. Sources of files have it. Views given before are no longer valid.
+   */
+  skip?(max: number): number;
   /** Bytes given out so far. */
   readonly position: number;
   /** Releases the source. Bytes not taken are lost. Idempotent. */

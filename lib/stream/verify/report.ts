@@ -68,7 +68,7 @@ export interface VerifyReport {
   /** How many of them are not in `findings`, because there were so many, or so many of a kind. */
   readonly suppressed: number;
   readonly summary: VerifySummary;
-  /** Bytes that were looked at. */
+  /** Bytes of the source that were read or passed over. */
   readonly bytes: number;
 }
 

@@ -1,5 +1,6 @@
 /** The verifier without I/O: bytes in, report out. */
 
+import { UsageError } from '../../errors.js';
 import { StreamErrorCode } from '../codes.js';
 import type { RecordEvent, StreamEvent } from '../events.js';
 import { LibxcRecord } from '../libxc/constants.js';
@@ -61,6 +62,17 @@ export class Verifier {
   /** Takes any number of bytes; those of no use any more are ignored. */
   feed(bytes: Uint8Array): void {
     if (this.#report === undefined) this.#scan.feed(bytes);
+  }
+
+  /** Bytes of page contents that come next: they may be passed over instead of being fed. */
+  get unneeded(): number {
+    return this.#scan.contents;
+  }
+
+  /** Passes over 1…unneeded bytes. */
+  pass(count: number): void {
+    if (!(count <= this.unneeded)) throw new UsageError(`pass over ${count} bytes of ${this.unneeded}`);
+    this.#scan.pass(count);
   }
 
   /** Says that no bytes follow. Returns the report; the same one each time. */

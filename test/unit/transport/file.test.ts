@@ -109,6 +109,56 @@ describe('FileSource', () => {
     expect(source.take(1)).toBeUndefined();
   });
 
+  it('skips to any place, whatever is at hand, read ahead or being read', async () => {
+    const bytes = pattern(10_000);
+    let seed = 1;
+    const random = (below: number): number => {
+      seed = (Math.imul(seed, 1_103_515_245) + 12_345) >>> 0;
+      return (seed >>> 8) % below;
+    };
+    for (let round = 0; round < 200; round++) {
+      const chunk = 1 + random(300);
+      const fd = fs.openSync(file(bytes), 'r');
+      const source = new FileSource(fd, { chunk, start: 0, size: bytes.length, readAhead: round % 5 !== 0 });
+      let at = 0;
+      for (;;) {
+        const what = random(3);
+        if (what === 0) {
+          const n = random(700);
+          const skipped = source.skip(n);
+          expect(skipped).toBe(Math.min(n, bytes.length - at));
+          at += skipped;
+        } else if (what === 1) {
+          // A wait that nobody waits for: its read is under way, or its bytes have come, at what follows.
+          const abort = new AbortController();
+          source.wait(1, abort.signal).catch(() => undefined);
+          abort.abort();
+          if (random(2) === 0) await new Promise((resolve) => setImmediate(resolve));
+        } else {
+          const view = source.take(1 + random(500)) as Buffer | undefined;
+          if (view !== undefined) {
+            expect(view.equals(bytes.subarray(at, at + view.length))).toBe(true);
+            at += view.length;
+          } else if (!(await source.wait(100))) break;
+        }
+        expect(source.position).toBe(at);
+      }
+      expect(at).toBe(bytes.length);
+      expect(source.skip(1)).toBe(0);
+      await source.close();
+      expect(source.skip(1)).toBe(0);
+    }
+  });
+
+  it('skips only what is at hand where it does not know its place', async () => {
+    const source = new FileSource(fs.openSync(file(pattern(100)), 'r'), { chunk: 16 });
+    expect(source.skip(10)).toBe(0);
+    await source.wait(1);
+    expect(source.skip(50)).toBe(16);
+    expect(await drain(source)).toEqual(pattern(100).subarray(16));
+    await source.close();
+  });
+
   it('1000 sources, closed at any moment, leave no descriptor open', async () => {
     const p = file(pattern(5000));
     const before = openFds();

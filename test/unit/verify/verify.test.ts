@@ -1,8 +1,11 @@
+import * as fs from 'node:fs';
+import * as os from 'node:os';
+import path from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { CancelledError } from '../../../lib/errors.js';
+import { CancelledError, UsageError } from '../../../lib/errors.js';
 import * as S from '../../../lib/stream/index.js';
 import { verify, Verifier, type VerifyFinding, type VerifyReport } from '../../../lib/stream/verify/index.js';
-import { MemorySource } from '../../../lib/transport/index.js';
+import { MemorySource, openSource } from '../../../lib/transport/index.js';
 import * as T from './streams.js';
 
 function check(pieces: readonly T.Piece[], format: S.StreamFormat | 'auto' = 'auto'): VerifyReport {
@@ -724,6 +727,70 @@ describe('verify', () => {
       expect(await verify(new MemorySource(pieces))).toEqual(whole);
     }
     expect(whole.summary.trailingBytes).toBe(4);
+  });
+
+  it('passes over page contents where the source can, and says the same', async () => {
+    const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'xen-migration-'));
+    const file = path.join(folder, 'stream');
+    try {
+      for (const { name, pieces } of T.samples()) {
+        const all = T.join(pieces);
+        // Whole, cut in page contents, cut behind them.
+        const cut = T.offsetOf(pieces, 'PAGE_DATA') + 3000;
+        for (const bytes of [all, all.subarray(0, cut), all.subarray(0, cut + 3000)]) {
+          fs.writeFileSync(file, bytes);
+          const expected = await verify(new MemorySource(bytes));
+          for (const readPages of [true, false]) {
+            const source = await openSource(file);
+            expect({ name, ...(await verify(source, { readPages })) }).toEqual({ name, ...expected });
+            expect(source.position).toBe(bytes.length);
+            await source.close();
+          }
+        }
+      }
+    } finally {
+      fs.rmSync(folder, { recursive: true });
+    }
+  });
+
+  it('reads almost nothing of a file that is almost all pages', async () => {
+    const zeros = T.pages(Array.from({ length: 1000 }, (_, i) => [i, 0] as const));
+    const bytes = T.join(T.before(hvm, 'PAGE_DATA', ...Array.from({ length: 5 }, () => zeros)));
+    let taken = 0;
+    let skipped = 0;
+    const memory = new MemorySource(bytes);
+    const source = {
+      position: 0,
+      take: (max: number) => {
+        const view = memory.take(Math.min(max, 100));
+        taken += view?.length ?? 0;
+        return view;
+      },
+      wait: (want: number) => memory.wait(want),
+      skip: (max: number) => {
+        skipped += max;
+        memory.take(max);
+        return max;
+      },
+      close: () => memory.close(),
+    };
+    expect((await verify(source)).valid).toBe(true);
+    expect(taken + skipped).toBe(bytes.length);
+    expect(taken).toBeLessThan(50_000);
+  });
+
+  it('a Verifier passes over page contents and nothing else', () => {
+    const verifier = new Verifier();
+    expect(() => verifier.pass(1)).toThrow(UsageError);
+    const at = T.offsetOf(hvm, 'PAGE_DATA') + S.pageDataHeadSize(3);
+    verifier.feed(T.join(hvm).subarray(0, at));
+    expect(verifier.unneeded).toBe(4096);
+    expect(() => verifier.pass(4097)).toThrow(UsageError);
+    verifier.pass(96);
+    expect(verifier.unneeded).toBe(4000);
+    verifier.pass(4000);
+    verifier.feed(T.join(hvm).subarray(at + 4096));
+    expect(verifier.end()).toEqual(check(hvm));
   });
 
   it('stops at the end of the stream when told, and takes no byte more', async () => {
