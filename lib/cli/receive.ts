@@ -20,7 +20,7 @@ Waits for guests that xen-migrate migrate sends, builds them and runs them. Prin
 
   --listen ADDRESS      tcp://HOST:PORT or unix:///PATH, also written HOST:PORT or /PATH; port 0 takes a free one
   --host sim            receive into a simulated host; each guest then checks its own memory
-  --once                end after the first connection, with its outcome as exit code
+  --once                end after the first guest, with its outcome as exit code
   --insecure            allow plain TCP beyond this machine: memory travels unencrypted, anybody may send
   --json                print one JSON document on a line for each event
   --help                print this text
@@ -61,9 +61,10 @@ class Service {
   readonly #once: boolean;
   readonly #signal: AbortSignal;
   readonly #jobs = new Set<Promise<void>>();
-  /** With `--once`: settles the command. */
+  readonly #done: Promise<number>;
   #finish: ((code: number) => void) | undefined;
-  #busy = false;
+  /** With `--once`: the one guest is coming. */
+  #taken = false;
 
   constructor(io: CommandIo, host: SimulatedHost, json: boolean, once: boolean, signal: AbortSignal) {
     this.#io = io;
@@ -71,24 +72,23 @@ class Service {
     this.#json = json;
     this.#once = once;
     this.#signal = signal;
+    this.#done = new Promise((resolve) => (this.#finish = resolve));
   }
 
   /** Until the signal, or the one guest, ends it. Resolves to the exit code. */
   async run(listening: Listening): Promise<number> {
     const onAbort = (): void => {
-      // Stopping a service that has nothing to do is its normal end; stopping `--once` is not what it was started for.
-      const { reason } = this.#signal as { reason: unknown };
-      const code = this.#once && reason instanceof Interrupted ? reason.exitCode : ExitCode.OK;
-      if (!this.#busy || !this.#once) this.#finish?.(code);
+      // Stopping a service is its normal end; stopping `--once` before its guest came is not.
+      const reason: unknown = this.#signal.reason;
+      this.#finish?.(this.#once && reason instanceof Interrupted ? reason.exitCode : ExitCode.OK);
     };
     try {
-      const done = new Promise<number>((resolve) => (this.#finish = resolve));
       this.#signal.addEventListener('abort', onAbort, { once: true });
       if (this.#signal.aborted) onAbort();
       const where = addressText(listening.address);
       if (this.#json) printJson(this.#io.stdout, { event: 'listening', address: where }, false);
       else printLines(this.#io.stdout, [`listening at ${where}`]);
-      return await done;
+      return await this.#done;
     } finally {
       this.#signal.removeEventListener('abort', onAbort);
       const closed = listening.close();
@@ -99,30 +99,41 @@ class Service {
 
   /** A connection came. */
   take(socket: net.Socket): void {
-    if (this.#signal.aborted || (this.#once && this.#busy)) {
+    if (this.#signal.aborted) {
       socket.destroy();
       return;
     }
-    this.#busy = true;
-    const job = this.#receive(socket).then((code) => {
-      this.#jobs.delete(job);
-      if (this.#once) this.#finish?.(code);
-    });
+    const job = this.#receive(socket).finally(() => this.#jobs.delete(job));
     this.#jobs.add(job);
   }
 
-  async #receive(socket: net.Socket): Promise<number> {
-    const { stderr } = this.#io;
+  async #receive(socket: net.Socket): Promise<void> {
+    const mine = { accepted: false };
+    let code: number;
     try {
-      const result = await startReceive(this.#host, { from: socket, signal: this.#signal }).result;
-      return await this.#report(result);
+      const result = await startReceive(this.#host, {
+        from: socket,
+        signal: this.#signal,
+        accept: () => {
+          if (this.#once && this.#taken)
+            throw new UsageError('this receiver takes one guest, and it is on its way');
+          this.#taken = mine.accepted = true;
+        },
+      }).result;
+      code = await this.#report(result);
     } catch (error) {
-      const code = exitCodeOf(error, this.#signal);
-      if (this.#json)
-        printJson(this.#io.stdout, { event: 'failed', error: errorLine(error), exitCode: code }, false);
-      stderr.write(`xen-migrate receive: ${errorLine(error)}\n`);
-      return code;
+      code = exitCodeOf(error, this.#signal);
+      // Whoever connects and says nothing looks whether somebody is here; that is no failed migration.
+      if (socket.bytesRead > 0) this.#complain(error, code);
     }
+    // What never was a migration does not use up the one of `--once`.
+    if (this.#once && mine.accepted) this.#finish?.(code);
+  }
+
+  #complain(error: unknown, exitCode: number): void {
+    const text = errorLine(error);
+    if (this.#json) printJson(this.#io.stdout, { event: 'failed', error: text, exitCode }, false);
+    this.#io.stderr.write(`xen-migrate receive: ${text}\n`);
   }
 
   async #report(result: ReceiveResult): Promise<number> {

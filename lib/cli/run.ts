@@ -33,7 +33,7 @@ export async function runCommand(
       io.stdout.write(overview());
       return ExitCode.OK;
     }
-    if (first.startsWith('-')) throw new UsageError(`unknown option ${first}; see xen-migrate --help`);
+    if (first.startsWith('-')) throw new UsageError(`unknown option ${first}`);
     if (first === 'help') return await helpFor(rest, io);
     const command = find(first);
     name = `xen-migrate ${command.name}`;

@@ -65,7 +65,10 @@ export interface MigrateJob extends Job<MigrateResult, SaveLimits> {
 }
 
 /** Options of `startReceive`. The guest's configuration comes with the stream unless `config` replaces it. */
-export interface ReceiveOptions extends Omit<RestoreOptions, 'format' | 'domid' | 'run' | 'refuseTrailing'> {
+export interface ReceiveOptions extends Omit<
+  RestoreOptions,
+  'format' | 'domid' | 'run' | 'refuseTrailing' | 'onTruncatedCheckpoint'
+> {
   /** The connection to a sender of this library: any Duplex of bytes. Owned from now on: destroyed when the job is over. */
   readonly from: Duplex;
   /**
