@@ -47,11 +47,23 @@ export function gatherRuns(mapping: PageMapping, from: number, to: number, views
 
 const PAGE_WORDS = PAGE_SIZE / 4;
 
-/** Copies page i into `words` at word `at`. */
+/**
+ * Copies page i into `words` at word `at`. By hand, because `set` would need a view of each page; eight words at a
+ * time, which takes half the time of one by one.
+ */
 export function copyPageOut(mapping: PageMapping, i: number, words: Uint32Array, at: number): void {
   const source = mapping.words[mapping.regionOf[i] as number] as Uint32Array;
-  const from = (mapping.offsetOf[i] as number) / 4;
-  for (let w = 0; w < PAGE_WORDS; w++) words[at + w] = source[from + w] as number;
+  let from = (mapping.offsetOf[i] as number) / 4;
+  for (const end = from + PAGE_WORDS; from < end; from += 8, at += 8) {
+    words[at] = source[from] as number;
+    words[at + 1] = source[from + 1] as number;
+    words[at + 2] = source[from + 2] as number;
+    words[at + 3] = source[from + 3] as number;
+    words[at + 4] = source[from + 4] as number;
+    words[at + 5] = source[from + 5] as number;
+    words[at + 6] = source[from + 6] as number;
+    words[at + 7] = source[from + 7] as number;
+  }
 }
 
 /** Copies pages `from`…`to`−1, one after the other, into `words` from word `at` on. */
