@@ -2,12 +2,19 @@
  * The destination's end of a migration. Reads from top to bottom like docs/reference/handshake.md; the numbers are
  * those of the synchronisation points.
  */
-import { PeerError, TimeoutError, withCleanupError, type XenMigrationError } from '../errors.js';
+import {
+  PeerError,
+  StreamFormatError,
+  TimeoutError,
+  withCleanupError,
+  type XenMigrationError,
+} from '../errors.js';
 import { debug } from '../debug.js';
 import type { Host } from '../host/host.js';
 import type { JobControl } from '../job.js';
 import type { runRestore } from '../restore/restore.js';
 import type { RestoreResult } from '../restore/types.js';
+import { StreamErrorCode } from '../stream/codes.js';
 import type { Toolstack } from '../toolstack/toolstack.js';
 import { SOFTWARE } from '../version.js';
 import {
@@ -142,6 +149,16 @@ class Receiver {
       this.#control.domid = restored.domid;
       this.#session.pass(SyncPoint.STREAM_END);
       return { ...restored, bytes: stream.position };
+    } catch (cause) {
+      // A stream from a connection does not just end: whoever sent it went away.
+      if (!(cause instanceof StreamFormatError) || cause.code !== StreamErrorCode.TRUNCATED) throw cause;
+      const error = new PeerError(
+        'ERR_XEN_PEER_LOST',
+        `${SENDER} closed the connection after ${stream.position} bytes of the stream`,
+        { cause },
+      );
+      for (const later of cause.cleanupErrors) withCleanupError(error, later);
+      throw error;
     } finally {
       clearTimeout(setup);
       await stream.close();

@@ -102,7 +102,10 @@ describe('failures at the source', () => {
     const { sent, received, place } = await endOf(scene);
     expect(place).toBe('source');
     expect(errorOf(sent)).toMatchObject({ syscall: 'suspend' });
-    expect(errorOf(received)).toMatchObject({ code: 'ERR_XEN_STREAM_TRUNCATED' });
+    expect(errorOf(received)).toMatchObject({
+      code: 'ERR_XEN_PEER_LOST',
+      cause: { code: 'ERR_XEN_STREAM_TRUNCATED' },
+    });
   });
 
   test('a copy that cannot be destroyed does not undo the migration', async () => {
