@@ -137,7 +137,8 @@ export class PageSender {
           pages: this.dataPages,
         });
       }
-      if (last) break;
+      // Frame numbers beyond the last one would begin anew at 2^32.
+      if (last || from >= p2mSize) break;
     }
     this.#flush();
     await this.#drain();
@@ -206,18 +207,23 @@ export class PageSender {
     let mapping: PageMapping | undefined;
     if (dataCount > 0) {
       mapping = await domain.mapFrames(first(slot.dataGfns, dataCount), 'read');
+      let inPlace = false;
       try {
         control.throwIfCancelled();
         const plain = this.#judgePages(slot, mapping, dataCount);
-        if (!plain || !gatherRuns(mapping, 0, dataCount, views)) gatherMixed(slot, mapping, dataCount, views);
-      } catch (error) {
-        mapping.release();
-        throw error;
+        inPlace = plain
+          ? gatherRuns(mapping, 0, dataCount, views)
+          : gatherPieces(slot, mapping, dataCount, views);
+        if (!inPlace) gatherCopies(slot, mapping, dataCount, views);
+      } finally {
+        // Views of guest memory need it until they are written; copies, and a failure, do not.
+        if (!inPlace) mapping.release();
       }
+      if (!inPlace) mapping = undefined;
     }
     const head = slot.heads.subarray(slot.filled);
     slot.filled += writePageDataHead(head, slot.pfns, slot.types, count);
-    if (mapping !== undefined || slot.filled + pageDataHeadSize(MAX_BATCH) > slot.heads.length) {
+    if (dataCount > 0 || slot.filled + pageDataHeadSize(MAX_BATCH) > slot.heads.length) {
       this.#write(slot, views, mapping);
     }
   }
@@ -322,15 +328,8 @@ export class PageSender {
 
 /**
  * Views of the pages of a batch that is no plain row: frames here and there, copies of page tables, pages left out.
- * Everything is copied together when it would be too many pieces otherwise.
+ * False if they would be too many pieces.
  */
-function gatherMixed(slot: Slot, mapping: PageMapping, dataCount: number, views: Uint8Array[]): void {
-  if (!gatherPieces(slot, mapping, dataCount, views)) {
-    views.length = 1;
-    gatherCopies(slot, mapping, dataCount, views);
-  }
-}
-
 function gatherPieces(slot: Slot, mapping: PageMapping, dataCount: number, views: Uint8Array[]): boolean {
   for (let j = 0; j < dataCount;) {
     const end = sameFate(slot, j, dataCount);
@@ -343,8 +342,9 @@ function gatherPieces(slot: Slot, mapping: PageMapping, dataCount: number, views
   return true;
 }
 
+/** Views of copies of all pages. Those of page tables are in their place already. */
 function gatherCopies(slot: Slot, mapping: PageMapping, dataCount: number, views: Uint8Array[]): void {
-  // Normalised copies are in their place already.
+  views.length = 1;
   let kept = 0;
   for (let j = 0; j < dataCount;) {
     const end = sameFate(slot, j, dataCount);

@@ -57,7 +57,7 @@ export async function cleanUpAfterFailure(resources: SaveResources, error: XenMi
   const errors = await all(
     () => context?.domain.disableLogDirty(),
     () => context?.ops.cleanup(),
-    () => (suspendAsked ? context?.toolstack.resume(context.domid) : undefined),
+    () => (suspendAsked && context !== undefined ? resumeGuest(context) : undefined),
     () => sender?.settle(),
   );
   for (const later of errors) withCleanupError(error, later);
@@ -65,6 +65,13 @@ export async function cleanUpAfterFailure(resources: SaveResources, error: XenMi
   const ran = context !== undefined && !context.info.shutdown && !context.info.paused;
   error.guest = await whereabouts(resources, ran && errors.length === 0 ? 'running' : 'unknown');
   for (const later of await all(() => resources.domain?.close())) withCleanupError(error, later);
+}
+
+/** A guest that did something else than suspend, crash for instance, must not be resumed. */
+async function resumeGuest({ domain, domid, toolstack }: SaveContext): Promise<void> {
+  const info = await domain.info().catch(() => undefined);
+  if (info?.dying === true || (info?.shutdown === true && !isSuspended(info))) return;
+  await toolstack.resume(domid);
 }
 
 /** Where the guest is, as the hypervisor says now; if it says nothing, `assumed`. Opens the domain if need be. */

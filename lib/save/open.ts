@@ -25,8 +25,8 @@ export function checkOptions(options: SaveOptions): void {
   if (!AFTERWARDS.includes(afterwards)) {
     throw new UsageError(`afterwards must be destroy, resume or suspended, not ${String(afterwards)}`);
   }
-  if (suspendTimeoutMs !== undefined && !(suspendTimeoutMs > 0 && suspendTimeoutMs < 2 ** 31)) {
-    throw new UsageError(`suspendTimeoutMs must be more than 0, not ${String(suspendTimeoutMs)}`);
+  if (suspendTimeoutMs !== undefined && !(suspendTimeoutMs > 0 && suspendTimeoutMs < 2 ** 30)) {
+    throw new UsageError(`suspendTimeoutMs must be a time in ms, not ${String(suspendTimeoutMs)}`);
   }
 }
 

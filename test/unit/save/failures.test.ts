@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { HypercallError, TransportError, type XenMigrationError } from '../../../lib/errors.js';
+import { GuestError, HypercallError, TransportError, type XenMigrationError } from '../../../lib/errors.js';
 import type { SaveOptions } from '../../../lib/save/types.js';
 import { DOMID, FakeWorld, type FakeOptions } from './fake.js';
 import { parse, start } from './run.js';
@@ -191,6 +191,18 @@ describe('suspending', () => {
       code: 'ERR_XEN_GUEST_NOT_SUSPENDED',
       message: 'the domain has not been suspended: it is shut down with reason 0',
     });
+  });
+
+  it('that ends in a crash leaves the guest crashed', async () => {
+    const world = new FakeWorld();
+    world.toolstack.suspend = async () => {
+      world.state = 'crashed';
+      throw new GuestError('ERR_XEN_TEST', 'the guest crashed');
+    };
+    const error = await errorOf(start(world).result);
+    expect(error).toMatchObject({ code: 'ERR_XEN_TEST', guest: { host: 'source', state: 'unknown' } });
+    expect(world.calls).not.toContain('toolstack.resume');
+    expect(world.logDirty).toBe(false);
   });
 
   it('ends when the job is cancelled while the toolstack waits for the guest', async () => {
