@@ -1,11 +1,45 @@
 /** The subcommands, in the order in which help lists them. */
 import type { Command } from './command.js';
-import { demo } from './demo.js';
-import { inspect } from './inspect.js';
-import { migrate } from './migrate.js';
-import { receive } from './receive.js';
-import { restore } from './restore.js';
-import { save } from './save.js';
-import { verify } from './verify.js';
 
-export const commands: readonly Command[] = [demo, verify, inspect, migrate, receive, save, restore];
+/** A subcommand before it is needed: loading all of them would take longer than some of them run. */
+export interface CommandEntry extends Pick<Command, 'name' | 'summary'> {
+  readonly load: () => Promise<Command>;
+}
+
+export const commands: readonly CommandEntry[] = [
+  {
+    name: 'demo',
+    summary: 'live-migrates a running guest between two simulated hosts and shows it',
+    load: async () => (await import('./demo.js')).demo,
+  },
+  {
+    name: 'migrate',
+    summary: 'live-migrates a guest to a receiver',
+    load: async () => (await import('./migrate.js')).migrate,
+  },
+  {
+    name: 'receive',
+    summary: 'waits for guests that migrate sends, and runs them',
+    load: async () => (await import('./receive.js')).receive,
+  },
+  {
+    name: 'save',
+    summary: 'saves a guest to a file in the form of xl save',
+    load: async () => (await import('./save.js')).save,
+  },
+  {
+    name: 'restore',
+    summary: 'restores a guest from a file',
+    load: async () => (await import('./restore.js')).restore,
+  },
+  {
+    name: 'verify',
+    summary: 'checks a saved guest or a captured migration',
+    load: async () => (await import('./verify.js')).verify,
+  },
+  {
+    name: 'inspect',
+    summary: 'shows what is in a saved guest or a captured migration',
+    load: async () => (await import('./inspect.js')).inspect,
+  },
+];

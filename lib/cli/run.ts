@@ -2,8 +2,8 @@
 import { inspect } from 'node:util';
 import { UsageError } from '../errors.js';
 import { VERSION } from '../version.js';
-import { ExitCode, type Command, type CommandIo } from './command.js';
-import { commands } from './commands.js';
+import { ExitCode, type CommandIo } from './command.js';
+import { commands, type CommandEntry } from './commands.js';
 import { errorLine, exitCodeOf } from './exit.js';
 import { tableLines } from './format.js';
 
@@ -35,8 +35,9 @@ export async function runCommand(
     }
     if (first.startsWith('-')) throw new UsageError(`unknown option ${first}`);
     if (first === 'help') return await helpFor(rest, io);
-    const command = find(first);
-    name = `xen-migrate ${command.name}`;
+    const entry = find(first);
+    name = `xen-migrate ${entry.name}`;
+    const command = await entry.load();
     if (wantsHelp(rest)) {
       io.stdout.write(command.help);
       return ExitCode.OK;
@@ -56,11 +57,11 @@ export async function runCommand(
 async function helpFor(names: readonly string[], io: CommandIo): Promise<number> {
   const [name, extra] = names;
   if (extra !== undefined) throw new UsageError(`"${extra}" is one argument too many`);
-  io.stdout.write(name === undefined || name.startsWith('-') ? overview() : find(name).help);
+  io.stdout.write(name === undefined || name.startsWith('-') ? overview() : (await find(name).load()).help);
   return ExitCode.OK;
 }
 
-function find(name: string): Command {
+function find(name: string): CommandEntry {
   const command = commands.find((c) => c.name === name);
   if (command === undefined) throw new UsageError(`there is no command "${name}"`);
   return command;

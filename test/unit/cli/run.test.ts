@@ -25,6 +25,10 @@ describe('help', () => {
     expect(await run([name, 'something', '-h'])).toMatchObject({ code: 0, out });
   });
 
+  test('the list says what the commands say of themselves', async () => {
+    for (const { name, summary, load } of commands) expect(await load()).toMatchObject({ name, summary });
+  });
+
   test('--version', async () => {
     expect(await run(['--version'])).toEqual({ code: 0, out: `xen-migrate ${VERSION}\n`, err: '' });
   });
