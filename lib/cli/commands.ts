@@ -13,6 +13,16 @@ export const commands: readonly CommandEntry[] = [
     load: async () => (await import('./demo.js')).demo,
   },
   {
+    name: 'verify',
+    summary: 'checks a saved guest or a captured migration',
+    load: async () => (await import('./verify.js')).verify,
+  },
+  {
+    name: 'inspect',
+    summary: 'shows what is in a saved guest or a captured migration',
+    load: async () => (await import('./inspect.js')).inspect,
+  },
+  {
     name: 'migrate',
     summary: 'live-migrates a guest to a receiver',
     load: async () => (await import('./migrate.js')).migrate,
@@ -31,15 +41,5 @@ export const commands: readonly CommandEntry[] = [
     name: 'restore',
     summary: 'restores a guest from a file',
     load: async () => (await import('./restore.js')).restore,
-  },
-  {
-    name: 'verify',
-    summary: 'checks a saved guest or a captured migration',
-    load: async () => (await import('./verify.js')).verify,
-  },
-  {
-    name: 'inspect',
-    summary: 'shows what is in a saved guest or a captured migration',
-    load: async () => (await import('./inspect.js')).inspect,
   },
 ];
