@@ -35,7 +35,8 @@ export async function suspendGuest(context: SaveContext): Promise<void> {
     }, timeoutMs + TOOLSTACK_GRACE_MS);
     try {
       const signal = AbortSignal.any([control.signal, guard.signal]);
-      await suspendPausedOrNot(context, { signal, timeoutMs, live });
+      const suspending = suspendPausedOrNot(context, { signal, timeoutMs, live });
+      await Promise.race([suspending, rejection(guard.signal)]);
     } catch (error) {
       control.throwIfCancelled();
       if (guard.signal.aborted) throw guard.signal.reason;
@@ -47,6 +48,16 @@ export async function suspendGuest(context: SaveContext): Promise<void> {
   }
   await confirmSuspended(context);
   context.guestSuspended = true;
+}
+
+/**
+ * Rejects when the signal is aborted, for a toolstack that does not look at it. When the job is cancelled the toolstack
+ * is waited for: a guest that suspends after it was resumed would stand for ever.
+ */
+function rejection(signal: AbortSignal): Promise<never> {
+  return new Promise((_resolve, reject) => {
+    signal.addEventListener('abort', () => reject(signal.reason as Error), { once: true });
+  });
 }
 
 /** A paused guest cannot answer: it runs for as long as its own suspend takes, and not a moment longer. */

@@ -1,4 +1,4 @@
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import { GuestError, HypercallError, TransportError, type XenMigrationError } from '../../../lib/errors.js';
 import type { SaveOptions } from '../../../lib/save/types.js';
 import { DOMID, FakeWorld, type FakeOptions } from './fake.js';
@@ -35,6 +35,12 @@ async function errorOf(result: Promise<unknown>): Promise<XenMigrationError> {
     return error as XenMigrationError;
   }
   throw new Error('the save did not fail');
+}
+
+function withResolvers(): { readonly promise: Promise<void>; readonly resolve: () => void } {
+  let resolve = (): void => undefined;
+  const promise = new Promise<void>((r) => (resolve = r));
+  return { promise, resolve };
 }
 
 const QUIET = {
@@ -192,6 +198,41 @@ describe('suspending', () => {
       message: 'the domain has not been suspended: it is shut down with reason 0',
     });
   });
+
+  it.each(['looks at its signal', 'does not'])(
+    'does not wait for ever for a toolstack that %s',
+    async (kind) => {
+      vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+      try {
+        const world = new FakeWorld();
+        const { promise, resolve } = withResolvers();
+        world.toolstack.suspend = (_domid, { signal }) => {
+          resolve();
+          return new Promise((_resolve, reject) => {
+            if (kind !== 'does not') signal!.addEventListener('abort', () => reject(signal!.reason as Error));
+          });
+        };
+        const { result } = start(world, { suspendTimeoutMs: 5000 });
+        await promise;
+        let over = false;
+        void result.catch(() => (over = true));
+        // Its own limit is the toolstack's to keep; ours has room for the device model.
+        await vi.advanceTimersByTimeAsync(30_000);
+        expect(over).toBe(false);
+        await vi.advanceTimersByTimeAsync(6000);
+        expect(await errorOf(result)).toMatchObject({
+          name: 'TimeoutError',
+          ms: 5000,
+          phase: 'suspend',
+          guest: { host: 'source', state: 'running' },
+        });
+        expect(world.quiet).toEqual(QUIET);
+        expect(vi.getTimerCount()).toBe(0);
+      } finally {
+        vi.useRealTimers();
+      }
+    },
+  );
 
   it('that ends in a crash leaves the guest crashed', async () => {
     const world = new FakeWorld();
