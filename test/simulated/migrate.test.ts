@@ -6,8 +6,9 @@ import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, describe, expect, test } from 'vitest';
 import { SimulatedHost } from '../../lib/host/simulated/host.js';
-import type { GuestKind } from '../../lib/host/simulated/guest.js';
+import type { GuestKind, SimulatedGuest } from '../../lib/host/simulated/guest.js';
 import { startMigrate, startReceive } from '../../lib/migrate/migrate.js';
+import type { MigrateJob, MigrateOptions, ReceiveJob } from '../../lib/migrate/types.js';
 
 const cleanups: (() => Promise<unknown>)[] = [];
 afterEach(async () => {
@@ -89,4 +90,108 @@ describe.each(kinds)('%s', (kind) => {
     expect(arrived.stats().running).toBe(true);
     expect(await arrived.check()).toMatchObject({ errors: 0 });
   });
+});
+
+describe('while it runs', () => {
+  async function begin(options: Partial<MigrateOptions>): Promise<{
+    guest: SimulatedGuest;
+    source: SimulatedHost;
+    destination: SimulatedHost;
+    sending: MigrateJob;
+    receiving: ReceiveJob;
+  }> {
+    const [source, destination] = hosts();
+    const guest = await source.createGuest({ kind: 'pv', memory: 16 << 20, workload: { kind: 'uniform' } });
+    const [peer, from] = await socketPair();
+    const receiving = startReceive(destination, { from });
+    receiving.result.catch(() => undefined);
+    const sending = startMigrate(source, { domid: guest.domid, peer, ...options });
+    return { guest, source, destination, sending, receiving };
+  }
+
+  test('switchover() ends a pre-copy that would never end, update() lifts the limit', async () => {
+    const { sending, receiving, destination } = await begin({
+      policy: () => 'continue',
+      maxBytesPerSecond: 16 << 20,
+    });
+    await expect.poll(() => sending.status.iteration).toBeGreaterThan(0);
+    expect(sending.status).toMatchObject({ state: 'active', phase: 'pre-copy' });
+    expect(receiving.status).toMatchObject({ state: 'active', phase: 'memory', domid: 1 });
+    sending.update({ maxBytesPerSecond: 0 });
+    sending.switchover();
+    const { iterations } = await sending.result;
+    expect(iterations.filter(({ suspended }) => suspended)).toHaveLength(1);
+    const { domid } = await receiving.result;
+    expect(await destination.guest(domid).check()).toMatchObject({ errors: 0 });
+  });
+
+  test('beforeSwitchover holds the guest back until it resolves', async () => {
+    const seen: boolean[] = [];
+    const { sending, guest, receiving } = await begin({
+      beforeSwitchover: async () => {
+        await sleep(20);
+        seen.push(guest.stats().running);
+      },
+    });
+    await sending.result;
+    await receiving.result;
+    expect(seen).toEqual([true]);
+  });
+
+  test('a guest that does not suspend in time runs on, and nothing is left there', async () => {
+    const { sending, receiving, guest, destination } = await begin({ suspendTimeoutMs: 50 });
+    guest.onSuspend = 'ignore';
+    await expect(sending.result).rejects.toMatchObject({
+      name: 'TimeoutError',
+      phase: 'suspend',
+      guest: { host: 'source', state: 'running' },
+    });
+    await expect(receiving.result).rejects.toMatchObject({ code: 'ERR_XEN_PEER_LOST' });
+    expect(await destination.listDomains()).toEqual([]);
+    expect(guest.stats().running).toBe(true);
+    expect(await guest.check()).toMatchObject({ errors: 0 });
+  });
+
+  test('a guest that crashes is not migrated', async () => {
+    const { sending, receiving, guest, destination } = await begin({});
+    guest.onSuspend = 'crash';
+    await expect(sending.result).rejects.toMatchObject({ name: 'GuestError', guest: { host: 'source' } });
+    await expect(receiving.result).rejects.toMatchObject({ code: 'ERR_XEN_PEER_LOST' });
+    expect(await destination.listDomains()).toEqual([]);
+  });
+
+  test('a migration cancelled while its hook waits', async () => {
+    const { sending, guest, receiving, destination } = await begin({
+      beforeSwitchover: () => new Promise<void>(() => undefined),
+    });
+    await expect.poll(() => sending.status.phase).toBe('pre-switchover');
+    sending.cancel('not now');
+    await expect(sending.result).rejects.toMatchObject({
+      name: 'CancelledError',
+      guest: { host: 'source', state: 'running' },
+    });
+    await expect(receiving.result).rejects.toMatchObject({ code: 'ERR_XEN_PEER_LOST' });
+    expect(await destination.listDomains()).toEqual([]);
+    expect(await guest.check()).toMatchObject({ errors: 0 });
+  });
+});
+
+test('a guest goes round many hosts and stays itself', async () => {
+  const [first, second] = hosts();
+  const guest = await first.createGuest({ kind: 'pv32', memory: 8 << 20, vcpus: 3, seed: 4 });
+  let [source, destination, domid] = [first, second, guest.domid];
+  let steps = 0;
+  for (let i = 0; i < 6; i++) {
+    const [peer, from] = await socketPair();
+    const [, received] = await Promise.all([
+      startMigrate(source, { domid, peer, maxIterations: 2 }).result,
+      startReceive(destination, { from }).result,
+    ]);
+    [source, destination, domid] = [destination, source, received.domid];
+    const checked = await source.guest(domid).check();
+    expect(checked).toMatchObject({ errors: 0 });
+    expect(checked.steps).toBeGreaterThanOrEqual(steps);
+    ({ steps } = checked);
+  }
+  expect(steps).toBeGreaterThan(0);
 });
