@@ -84,7 +84,7 @@ await main(async () => {
     ['npx', '--no-install', 'attw', '--pack', '.', '--profile', 'esm-only'],
   ]);
   heading('tests');
-  const code = await openly(['npx', '--no-install', 'vitest', 'run'], cleanEnvironment());
+  const code = await openly([process.execPath, 'node_modules/vitest/vitest.mjs', 'run'], cleanEnvironment());
   if (code !== 0) failures.push('tests');
   if (failures.length > 0) throw new StepFailed(failures.join(', '));
   say('check: everything passed');
