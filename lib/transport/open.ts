@@ -78,13 +78,15 @@ export async function openSink(
 ): Promise<ByteSink> {
   const { signal, name } = options;
   if (signal?.aborted === true) throw cancellation(signal.reason, 'opening a sink');
+  if (to === '-' || to === process.stdout) {
+    return standardOutput({ ...options, name: name ?? 'standard output' });
+  }
   if (to instanceof Writable) return sinkOfWritable(to, options);
   if (typeof to === 'number') return sinkOfFd(to, { ...options, name: name ?? `fd ${to}` });
   if (typeof to !== 'string') {
     if (isByteSink(to)) return to;
     throw new UsageError('not a path, descriptor, stream or ByteSink');
   }
-  if (to === '-') return standardOutput({ ...options, name: name ?? 'standard output' });
   const fd = await openForWriting(to, options);
   return sinkOfFd(fd, { ...options, name: name ?? to });
 }
