@@ -47,3 +47,15 @@ it.each(documents)('%s has no dead link', (file) => {
     .filter((link) => !fs.existsSync(path.resolve(root, path.dirname(file), link.replace(/#.*/, ''))));
   expect(dead).toEqual([]);
 });
+
+it('has every document that the sources speak of', () => {
+  const sources = ['lib', 'native', 'bench', 'scripts'].flatMap((folder) =>
+    fs
+      .readdirSync(path.join(root, folder), { recursive: true, encoding: 'utf8' })
+      .filter((file) => /\.(?:ts|m?js|cc|h)$/.test(file))
+      .map((file) => `${folder}/${file}`),
+  );
+  const named = sources.flatMap((file) => read(file).match(/docs\/[\w-]+\/[\w-]+\.md/g) ?? []);
+  expect(named.length).toBeGreaterThan(0);
+  expect([...new Set(named)].filter((file) => !fs.existsSync(path.join(root, file)))).toEqual([]);
+});
