@@ -7,7 +7,7 @@ import {
   StreamFormatError,
   TimeoutError,
   withCleanupError,
-  type XenMigrationError,
+  XenMigrationError,
 } from '../errors.js';
 import { debug } from '../debug.js';
 import type { Host } from '../host/host.js';
@@ -117,9 +117,15 @@ class Receiver {
     this.#session.id = offer.id;
     this.#session.pass(SyncPoint.HELLO);
     debug('offered: %o', offer);
-    await withLimit('hello', helloMs, 'the `accept` of this side did not decide', signal, async (s) =>
-      this.#options.accept?.(offer, s),
-    );
+    await withLimit('hello', helloMs, 'the `accept` of this side did not decide', signal, async (s) => {
+      try {
+        await this.#options.accept?.(offer, s);
+      } catch (cause) {
+        if (XenMigrationError.is(cause)) throw cause;
+        const text = cause instanceof Error ? cause.message : String(cause);
+        throw new XenMigrationError('ERR_XEN_NOT_ACCEPTED', text, { cause });
+      }
+    });
     await withLimit('hello', helloMs, `${SENDER} did not take READY`, signal, () =>
       wire.send({ type: FrameType.READY, id: offer.id, version, software: SOFTWARE }),
     );

@@ -72,7 +72,8 @@ export interface ReceiveOptions extends Omit<
   /** The connection to a sender of this library: any Duplex of bytes. Owned from now on: destroyed when the job is over. */
   readonly from: Duplex;
   /**
-   * Looks at what is offered, before anything is built. To refuse, throw: the sender gets the message. The time that
+   * Looks at what is offered, before anything is built. To refuse, throw: the sender gets the message, and
+   * `result` rejects with `ERR_XEN_NOT_ACCEPTED` (or what was thrown, if it is an error of this library). The time that
    * it takes counts for the sender's `hello`.
    */
   readonly accept?: ((offer: MigrationOffer, signal: AbortSignal) => Promise<void> | void) | undefined;

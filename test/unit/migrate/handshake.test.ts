@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { PeerError, UsageError } from '../../../lib/errors.js';
+import { PeerError } from '../../../lib/errors.js';
 import { streamLength } from './fakes.js';
 import { endOf, errorOf, ID, MEMORY, play } from './scene.js';
 
@@ -51,17 +51,20 @@ describe('refusals', () => {
     const scene = play({
       receive: {
         accept: (offer) => {
-          throw new UsageError(`no room for ${String(offer.name)}`);
+          throw new Error(`no room for ${String(offer.name)}`);
         },
       },
     });
     const { sent, received } = await endOf(scene);
     expect(errorOf(sent)).toMatchObject({
       code: 'ERR_XEN_PEER_REFUSED',
-      message: 'the receiver refused: no room for guest (ERR_XEN_INVALID_ARGUMENT)',
+      message: 'the receiver refused: no room for guest (ERR_XEN_NOT_ACCEPTED)',
       guest: { host: 'source', state: 'running' },
     });
-    expect(errorOf(received)).toBeInstanceOf(UsageError);
+    expect(errorOf(received)).toMatchObject({
+      code: 'ERR_XEN_NOT_ACCEPTED',
+      cause: new Error('no room for guest'),
+    });
     expect(scene.destination.calls).toEqual([]);
     expect(scene.source.calls).toEqual(['domainConfig 1']);
   });
