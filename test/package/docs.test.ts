@@ -25,7 +25,11 @@ function examples(file: string): { heading: string; code: string }[] {
   return found;
 }
 
-describe.each(['README.md', 'docs/guide/quick-start.md'])('%s', (file) => {
+const withExamples = ['README.md', 'quick-start', 'live-migration', 'save-restore'].map((name) =>
+  name.endsWith('.md') ? name : `docs/guide/${name}.md`,
+);
+
+describe.each(withExamples)('%s', (file) => {
   it.each(examples(file))('runs as it stands: $heading', ({ code }) => {
     // A project whose one installed package is this one.
     const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'xen-migration-example-'));
