@@ -424,6 +424,18 @@ describe('cancelling', () => {
     expect(turns).toBeGreaterThan(0);
   });
 
+  it('is the error, and what fails because of it or beside it stands behind it', async () => {
+    const world = new FakeWorld({ kind: 'pvh' });
+    const run = start(world);
+    const beside = new HypercallError('x', 5, 'at the same moment');
+    world.before = (call) => {
+      if (call !== 'mapFrames') return;
+      run.control.cancel();
+      throw beside;
+    };
+    expect(await errorOf(run.result)).toMatchObject({ code: 'ERR_XEN_CANCELLED', cleanupErrors: [beside] });
+  });
+
   it('by an outer signal works as by cancel()', async () => {
     const world = new FakeWorld({ kind: 'pvh' });
     const outer = new AbortController();
