@@ -69,7 +69,7 @@ export async function run() {
             return took;
           },
         },
-        10,
+        16,
       ),
     );
     return [

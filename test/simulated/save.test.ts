@@ -117,7 +117,7 @@ describe('a failed save', () => {
       pv: { changesP2m: true },
     });
     // Slow enough that the guest, which changes its p2m many times a second, comes to it.
-    const saving = save(from, { domid: guest.domid, to: '/dev/null', maxBytesPerSecond: 4 * MIB });
+    const saving = save(from, { domid: guest.domid, to: '/dev/null', maxBytesPerSecond: 8 * MIB });
     await expect(saving).rejects.toMatchObject({
       code: 'ERR_XEN_GUEST_P2M_CHANGED',
       guest: { host: 'source', state: 'running' },
