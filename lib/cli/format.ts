@@ -40,7 +40,12 @@ const ESCAPES = /\u001b\[[0-9;]*m/g; // eslint-disable-line no-control-regex -- 
 
 /** Columns that a text takes on a terminal: colours take none. */
 export function widthOf(text: string): number {
-  return text.replace(ESCAPES, '').length;
+  return plainText(text).length;
+}
+
+/** The text without its colours. */
+export function plainText(text: string): string {
+  return text.replace(ESCAPES, '');
 }
 
 /** How a column stands. */

@@ -7,6 +7,7 @@ import {
   paintFor,
   rateText,
   speaksUnicode,
+  plainText,
   timeText,
   widthOf,
   type Paint,
@@ -26,7 +27,7 @@ const phases: Readonly<Record<JobPhase, string>> = {
   'pre-copy': 'copying while the guest runs',
   'pre-switchover': 'waiting for leave to switch over',
   suspend: 'asking the guest to suspend',
-  'stop-and-copy': 'sending the last pages, the guest stands still',
+  'stop-and-copy': 'last pages, the guest stands still',
   verify: 'sending all pages again to compare',
   state: 'sending processor and device state',
   memory: 'receiving memory',
@@ -88,8 +89,10 @@ export class LiveView {
 
   #draw(lines: readonly string[]): void {
     const columns = (this.#output.columns ?? 80) - 1;
-    // A line that wraps could not be taken back; colours are not worth cutting around.
-    const fitting = lines.map((line) => (widthOf(line) <= columns ? line : ''));
+    // A line that wraps could not be taken back. Colours are not worth cutting around.
+    const fitting = lines.map((line) =>
+      widthOf(line) <= columns ? line : plainText(line).slice(0, columns),
+    );
     this.#output.write(`${UP(this.#drawn)}${CLEAR_BELOW}${fitting.join('\n')}\n`);
     this.#drawn = fitting.length;
   }
@@ -121,11 +124,9 @@ export class LiveView {
   #outlook(progress: Progress): string {
     const { dirtyPagesRate, expectedDowntime } = progress;
     const parts: string[] = [];
-    if (dirtyPagesRate !== undefined) parts.push(`the guest dirties ${countText(dirtyPagesRate)} pages/s`);
-    if (expectedDowntime !== undefined) {
-      parts.push(`stopped now, it would stand still for about ${timeText(expectedDowntime)}`);
-    }
-    return parts.join('; ');
+    if (dirtyPagesRate !== undefined) parts.push(`guest dirties ${countText(dirtyPagesRate)} pages/s`);
+    if (expectedDowntime !== undefined) parts.push(`would now stand still for ${timeText(expectedDowntime)}`);
+    return parts.join(', ');
   }
 
   /** Part of this pass that is done, 0…1. */

@@ -27,7 +27,7 @@ export function downtimeLines(downtime: DowntimeSplit, paint: Paint): string[] {
     ['handover', downtime.handover, 'from the last byte until it ran there'],
   ];
   const rest = downtime.total - parts.reduce((sum, [, ms]) => sum + ms, 0);
-  if (rest >= 1) parts.push(['the rest', rest, 'until everything was written out']);
+  if (rest >= 1) parts.push(['the rest', rest, 'writing out, tidying up']);
   const total = [paint.bold('downtime'), paint.bold(timeText(downtime.total)), ''];
   const rows = parts
     .filter(([, ms]) => ms > 0)

@@ -77,7 +77,7 @@ export function startReceive(host: Host, options: ReceiveOptions): ReceiveJob {
   const result = settled(
     options.from,
     control.run(() => runReceive(control, host, options, runRestore)),
-    () => ({ host: 'source', state: 'unknown' }),
+    () => ({ host: 'none', state: 'unknown' }),
   );
   return {
     result,

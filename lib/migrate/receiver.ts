@@ -8,6 +8,7 @@ import {
   TimeoutError,
   withCleanupError,
   XenMigrationError,
+  type GuestWhereabouts,
 } from '../errors.js';
 import { debug } from '../debug.js';
 import type { Host } from '../host/host.js';
@@ -220,16 +221,22 @@ class Receiver {
     const error = asOurs(failure);
     error.phase ??= this.#control.phase;
     this.#control.enter('cleanup');
-    const { committed, point } = this.#session;
+    const { committed } = this.#session;
     // Before the commit point nothing here ever ran, nor will it: the sender need not wait for the clean-up to know.
     if (!committed) this.#farewell = await this.#tell(error, true);
     const destroyed = await this.#destroy(error);
     if (committed) this.#farewell = await this.#tell(error, destroyed);
-    error.guest ??=
-      committed && !destroyed
-        ? { host: 'unknown', state: 'unknown' }
-        : { host: 'source', state: point >= SyncPoint.RESTORED ? 'suspended' : 'unknown' };
+    error.guest ??= this.#whereabouts(destroyed);
     return error;
+  }
+
+  /** Where the guest is, as far as can be told from here once our copy is gone. */
+  #whereabouts(destroyed: boolean): GuestWhereabouts {
+    const { committed, point } = this.#session;
+    if (committed && !destroyed) return { host: 'unknown', state: 'unknown' };
+    // Who never said HELLO never offered a guest.
+    if (point < SyncPoint.HELLO) return { host: 'none', state: 'unknown' };
+    return { host: 'source', state: point >= SyncPoint.RESTORED ? 'suspended' : 'unknown' };
   }
 
   async #tell(error: XenMigrationError, gone: boolean): Promise<boolean> {

@@ -113,7 +113,7 @@ describe('terminal', () => {
       ],
       ['left', 'right', 'left'],
     );
-    expect(lines.map(widthOf)).toEqual([14, 10].map((n) => n + (n === 10 ? 0 : 0)));
+    expect(lines.map(widthOf)).toEqual([14, 10]);
     expect(lines[1]).toBe('aaaa     b');
   });
 });
@@ -143,7 +143,7 @@ describe('report', () => {
       '  last pages     10 ms   what it had written since the last pass',
       '  state           1 ms   processors, timers, parameters',
       '  handover       20 ms   from the last byte until it ran there',
-      '  the rest     5.40 ms   until everything was written out',
+      '  the rest     5.40 ms   writing out, tidying up',
     ]);
   });
 
