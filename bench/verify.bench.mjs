@@ -39,6 +39,7 @@ export async function run() {
     const seconds = await best({
       read: () => exec(process.execPath, ['-e', READER, file]),
       ours: () => exec(process.execPath, [command, 'verify', '--format', 'libxc', file]),
+      skipping: () => exec(process.execPath, [command, 'verify', '--skip-pages', '--format', 'libxc', file]),
       ...(theirs && {
         theirs: () =>
           exec('python3', [theirs.path, '-q', '-f', 'libxc', '-i', file], { PYTHONPATH: theirs.modules }),
@@ -62,6 +63,12 @@ export async function run() {
         bar: 1,
       });
     }
+    rows.push({
+      what: 'with --skip-pages, against reading',
+      value: rate(size, seconds.skipping),
+      baseline: rate(size, seconds.read),
+      ratio: seconds.read / seconds.skipping,
+    });
     return rows;
   });
 }

@@ -5,10 +5,10 @@ import { Verifier, type VerifierOptions } from './verifier.js';
 
 export interface VerifyOptions extends VerifierOptions {
   /**
-   * True: read page contents too, though they are not looked at, so that a file with unreadable blocks is found out.
-   * Default: a source that can skip them does, which for a file on a disk is many times as fast.
+   * True: page contents are not even read where the source can skip them: for a file on a disk many times as fast, but
+   * blocks that cannot be read stay unknown. Default false.
    */
-  readonly readPages?: boolean | undefined;
+  readonly skipPages?: boolean | undefined;
   /** Ends the verification with a CancelledError whose cause is the signal's reason. */
   readonly signal?: AbortSignal | undefined;
 }
@@ -24,6 +24,6 @@ export interface VerifyOptions extends VerifierOptions {
  */
 export async function verify(source: ByteSource, options: VerifyOptions = {}): Promise<VerifyReport> {
   const verifier = new Verifier(options);
-  await feedAll(source, verifier, { ...options, skip: options.readPages !== true });
+  await feedAll(source, verifier, { ...options, skip: options.skipPages === true });
   return verifier.end();
 }
