@@ -774,7 +774,7 @@ describe('verify', () => {
       },
       close: () => memory.close(),
     };
-    expect((await verify(source)).valid).toBe(true);
+    expect((await verify(source, { skipPages: true })).valid).toBe(true);
     expect(taken + skipped).toBe(bytes.length);
     expect(taken).toBeLessThan(50_000);
   });
