@@ -3,7 +3,8 @@ import { afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vi
 import { CancelledError, TimeoutError } from '../../../lib/errors.js';
 import { encodeFrame, FrameType } from '../../../lib/migrate/frames.js';
 import { SOFTWARE } from '../../../lib/version.js';
-import { streamLength, type Fault } from './fakes.js';
+import type { JobControl } from '../../../lib/job.js';
+import { streamLength, type fakeRestore, type Fault } from './fakes.js';
 import { endOf, errorOf, ID, MEMORY, play, type Ending, type Scene } from './scene.js';
 
 /** Where each frame begins, in the bytes of its direction. */
@@ -178,14 +179,54 @@ describe('time', () => {
     expect(errorOf(sent)).toMatchObject({ name: 'TimeoutError', phase });
   });
 
-  test('a receiver that takes nothing: stall', async () => {
-    const scene = play({ restore: () => new Promise(() => undefined) });
-    scene.received.catch(() => undefined);
-    let sent: unknown;
-    void scene.sent.then((outcome) => (sent = outcome));
-    await vi.advanceTimersByTimeAsync(120_000);
-    expect(sent).toMatchObject({ error: { name: 'TimeoutError' } });
+  test('a receiver that takes nothing: the sender gives up', async () => {
+    const restore: typeof fakeRestore = (control) => {
+      control.enter('memory');
+      return new Promise((_resolve, reject) => {
+        control.signal.addEventListener('abort', () => reject(control.signal.reason as Error));
+      });
+    };
+    const receive = { timeouts: { totalMs: 200_000 } };
+    const scene = play({ restore, receive, memory: 5_000_000 });
+    const { sent, place } = await endInTime(scene);
+    expect(place).toBe('source');
+    expect(errorOf(sent)).toMatchObject({ name: 'TimeoutError', phase: 'stall', ms: 60_000 });
   });
+
+  test('a sender that sends nothing more: the receiver gives up', async () => {
+    const scene = play({
+      toReceiver: { silentAt: layout.stream + 100 },
+      send: { timeouts: { switchoverMs: 400_000 } },
+    });
+    const { sent, received, place } = await endInTime(scene);
+    expect(place).toBe('source');
+    expect(errorOf(received)).toMatchObject({ name: 'TimeoutError', phase: 'stall', ms: 180_000 });
+    expect(errorOf(sent)).toMatchObject({
+      code: 'ERR_XEN_PEER_REFUSED',
+      message: 'the receiver failed: the sender has sent nothing for 180 s (ERR_XEN_TIMEOUT)',
+    });
+  });
+
+  test.each(['sender', 'receiver'] as const)(
+    'memory that does not begin to move: setup (%s)',
+    async (role) => {
+      const never = (control: JobControl): Promise<never> =>
+        new Promise((_resolve, reject) => {
+          control.signal.addEventListener('abort', () => reject(control.signal.reason as Error));
+        });
+      const scene = play({
+        ...(role === 'sender' ? { save: never } : { restore: never }),
+        [role === 'sender' ? 'receive' : 'send']: { timeouts: { setupMs: 300_000, switchoverMs: 300_000 } },
+      });
+      const { sent, received, place } = await endInTime(scene);
+      expect(place).toBe('source');
+      expect(errorOf(role === 'sender' ? sent : received)).toMatchObject({
+        name: 'TimeoutError',
+        phase: 'setup',
+        ms: 60_000,
+      });
+    },
+  );
 
   test('the limit of the whole migration', async () => {
     const scene = play({

@@ -20,6 +20,8 @@ export interface SceneOptions {
   readonly toReceiver?: Fault;
   readonly toSender?: Fault;
   readonly paused?: boolean;
+  /** Bytes of the guest's memory. */
+  readonly memory?: number;
   readonly send?: Partial<MigrateOptions>;
   readonly receive?: Partial<ReceiveOptions>;
   readonly save?: typeof fakeSave;
@@ -46,7 +48,7 @@ export function play(options: SceneOptions = {}): Scene {
   const world = new World();
   const source = new FakeHost(world);
   const destination = new FakeHost(world);
-  const memory = Uint8Array.from({ length: MEMORY }, (_, i) => (i * 7) & 0xff);
+  const memory = Uint8Array.from({ length: options.memory ?? MEMORY }, (_, i) => (i * 7) & 0xff);
   const guest = source.add({
     suspended: false,
     paused: options.paused ?? false,
