@@ -60,8 +60,9 @@ export class SaveContext {
     this.out = basics.out;
     this.options = basics.options;
     this.steering = basics.steering;
-    // A guest that is suspended already has nothing to pre-copy.
-    this.live = (basics.options.live ?? true) && !basics.info.shutdown;
+    // A guest that stands still anyway gains nothing by pre-copy.
+    const { shutdown, paused } = basics.info;
+    this.live = (basics.options.live ?? true) && !shutdown && !paused;
     this.ops = basics.makeOps(this);
   }
 

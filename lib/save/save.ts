@@ -109,6 +109,8 @@ async function writeImage(context: SaveContext, resources: SaveResources): Promi
   const format = options.format ?? 'xl';
 
   const xlHeader = await prepareXlHeader(context, format);
+  // With nothing to copy while it runs, the guest is stopped first: what setup then maps stays as it is.
+  let stopped = context.live ? undefined : await stopGuest(context, resources);
   context.allocateBitmaps(await ops.setup());
   const sender = new PageSender(context);
   resources.sender = sender;
@@ -131,18 +133,11 @@ async function writeImage(context: SaveContext, resources: SaveResources): Promi
     control.enter('pre-copy');
     await sendMemoryLive(context, sender, iterations);
   }
-  if (options.beforeSwitchover !== undefined) {
-    control.enter('pre-switchover');
-    await fromCallback(control, 'beforeSwitchover', options.beforeSwitchover);
-  }
-
-  control.enter('suspend');
-  const suspendRequestedAt = now();
-  resources.suspendAsked = !isSuspended(context.info);
-  await suspendGuest(context);
+  stopped ??= await stopGuest(context, resources);
+  const { suspendRequestedAt, suspendedAt } = stopped;
 
   control.enter('stop-and-copy');
-  const suspendedAt = now();
+  const finalPassAt = now();
   await sendFinalPass(context, sender, iterations);
   const sentAt = now();
   if (options.verify === true) {
@@ -169,13 +164,30 @@ async function writeImage(context: SaveContext, resources: SaveResources): Promi
     suspendRequestedAt,
     downtime: {
       suspend: suspendedAt - suspendRequestedAt,
-      finalPass: sentAt - suspendedAt,
+      finalPass: sentAt - finalPassAt,
       state: endAt - stateAt,
       deviceModel: tailAt - endAt,
       handover: 0,
       total: now() - suspendRequestedAt,
     },
   };
+}
+
+/** The caller's last word before the guest stands still, and the guest's suspend. */
+async function stopGuest(
+  context: SaveContext,
+  resources: SaveResources,
+): Promise<{ readonly suspendRequestedAt: number; readonly suspendedAt: number }> {
+  const { control, options } = context;
+  if (options.beforeSwitchover !== undefined) {
+    control.enter('pre-switchover');
+    await fromCallback(control, 'beforeSwitchover', options.beforeSwitchover);
+  }
+  control.enter('suspend');
+  const suspendRequestedAt = now();
+  resources.suspendAsked = !isSuspended(context.info);
+  await suspendGuest(context);
+  return { suspendRequestedAt, suspendedAt: now() };
 }
 
 /** The pages of the suspended guest: what was dirtied since the last CLEAN and what was deferred, or all of them. */

@@ -56,7 +56,7 @@ export interface SaveOptions extends JobOptions, SaveLimits {
   readonly domid: number;
   /** Default `xl`. */
   readonly format?: SaveFormat | undefined;
-  /** Pre-copy while the guest runs (default), or suspend first. */
+  /** Pre-copy while the guest runs (default), or suspend first. A paused or suspended guest has no pre-copy. */
   readonly live?: boolean | undefined;
   /** Send all pages again after the final pass behind a VERIFY record (libxc's debug flag). Default false. */
   readonly verify?: boolean | undefined;

@@ -125,6 +125,33 @@ describe('a failed save', () => {
     expect(await guest.check()).toMatchObject({ errors: 0 });
   });
 
+  it('of such a guest is possible while it stands still', async () => {
+    const from = host(1);
+    const pv = { changesP2m: true };
+    const guest = await from.createGuest({ memory: 24 * MIB, kind: 'pv', workload: busy, pv });
+    const file = join(folder, 'still.img');
+    await save(from, { domid: guest.domid, to: file, live: false });
+    const to = host(2);
+    const { domid } = await restore(to, { from: file });
+    expect(await to.guest(domid).check()).toMatchObject({ errors: 0 });
+  });
+
+  it.each(['pv', 'pv32', 'pvh', 'hvm'] as const)(
+    'of a restored %s guest that has not run yet',
+    async (kind) => {
+      const from = host(1);
+      const guest = await from.createGuest({ memory: 16 * MIB, kind, workload: busy });
+      const files = [join(folder, `${kind}-1.img`), join(folder, `${kind}-2.img`)] as const;
+      await save(from, { domid: guest.domid, to: files[0] });
+      const between = host(2);
+      const { domid } = await restore(between, { from: files[0], run: false });
+      await save(between, { domid, to: files[1] });
+      const to = host(3);
+      const last = await restore(to, { from: files[1] });
+      expect(await to.guest(last.domid).check()).toMatchObject({ errors: 0 });
+    },
+  );
+
   it('uses no view of guest memory after it gave it back', async () => {
     const from = host(1, { guardMappings: true });
     const guest = await from.createGuest({ memory: 16 * MIB, kind: 'pvh', workload: busy });
