@@ -23,6 +23,26 @@ function kind(symbol: ts.Symbol): string {
   return `symbol with flags ${String(flags)}`;
 }
 
+/** True if a name of `export type` stands somewhere on the way to its declaration: then there is no value behind it. */
+function isTypeOnly(checker: ts.TypeChecker, name: ts.Symbol): boolean {
+  for (let symbol: ts.Symbol | undefined = name; symbol; symbol = aliased(checker, symbol)) {
+    for (const declaration of symbol.declarations ?? []) {
+      if (
+        ts.isExportSpecifier(declaration) &&
+        (declaration.isTypeOnly || declaration.parent.parent.isTypeOnly)
+      ) {
+        return true;
+      }
+    }
+  }
+  return false;
+}
+
+/** The next symbol on that way. */
+function aliased(checker: ts.TypeChecker, symbol: ts.Symbol): ts.Symbol | undefined {
+  return symbol.flags & ts.SymbolFlags.Alias ? checker.getImmediateAliasedSymbol(symbol) : undefined;
+}
+
 /** The names of each subpath, from the sources. */
 function publicNames(): Record<string, Record<string, string>> {
   const config = ts.getParsedCommandLineOfConfigFile(path.join(root, 'tsconfig.build.json'), undefined, {
@@ -40,7 +60,9 @@ function publicNames(): Record<string, Record<string, string>> {
       const module = file && checker.getSymbolAtLocation(file);
       const names = (module ? checker.getExportsOfModule(module) : []).map((symbol) => {
         const target = symbol.flags & ts.SymbolFlags.Alias ? checker.getAliasedSymbol(symbol) : symbol;
-        return [symbol.name, kind(target)] as const;
+        const what = kind(target);
+        const valueless = /^(?:class|function|const)/.test(what) && isTypeOnly(checker, symbol);
+        return [symbol.name, valueless ? `type of ${what}` : what] as const;
       });
       return [subpath, Object.fromEntries(names.sort(([a], [b]) => (a < b ? -1 : 1)))];
     }),
