@@ -132,6 +132,8 @@ export class Wire {
   async close(): Promise<void> {
     try {
       await withLimit('farewell', FAREWELL, 'the peer closed', undefined, async (signal) => {
+        // Not waited for: two ends that say farewell at once would wait for each other.
+        this.sink.end().catch(() => undefined);
         while (await this.source.wait(1, signal)) while (this.source.take(65536) !== undefined);
       });
     } catch {

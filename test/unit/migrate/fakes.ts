@@ -81,7 +81,7 @@ class End extends Duplex {
   }
 
   override _final(done: () => void): void {
-    if (!this.other.destroyed) this.other.push(null);
+    if (!this.other.destroyed && this.#fault.silentAt === undefined) this.other.push(null);
     done();
   }
 

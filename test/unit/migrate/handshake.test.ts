@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { PeerError } from '../../../lib/errors.js';
-import { streamLength } from './fakes.js';
+import type { ByteSource } from '../../../lib/transport/types.js';
+import { fakeRestore, streamLength } from './fakes.js';
 import { endOf, errorOf, ID, MEMORY, play } from './scene.js';
 
 describe('a migration that goes well', () => {
@@ -95,6 +96,32 @@ describe('refusals', () => {
     expect(received).toMatchObject({ syscall: 'unpause', guest: { host: 'unknown' } });
     expect(received.cleanupErrors).toHaveLength(1);
     expect(scene.guest.suspended).toBe(true);
+  });
+});
+
+test('a receiver that believes to be done too early is not given the guest', async () => {
+  // It leaves the last byte of the stream unread, and so has another idea of its length.
+  const restore: typeof fakeRestore = (control, host, source, options) => {
+    let left = streamLength(MEMORY) - 1;
+    const short: ByteSource = {
+      get position() {
+        return source.position;
+      },
+      take: (max) => {
+        const piece = left === 0 ? Uint8Array.of(0x45) : source.take(Math.min(max, left));
+        if (left > 0) left -= piece?.length ?? 0;
+        return piece;
+      },
+      wait: (want, signal) => source.wait(want, signal),
+      close: () => source.close(),
+    };
+    return fakeRestore(control, host, short, options);
+  };
+  const { sent, place } = await endOf(play({ restore }));
+  expect(place).toBe('source');
+  expect(errorOf(sent)).toMatchObject({
+    code: 'ERR_XEN_PEER_PROTOCOL',
+    message: `the receiver says that the stream had ${streamLength(MEMORY) - 1} bytes, but ${streamLength(MEMORY)} were sent`,
   });
 });
 
