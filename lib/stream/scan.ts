@@ -1,7 +1,7 @@
 /** A stream read to its very end for its own sake, as `verify` and `inspect` do: errors end the reading, not the caller. */
 
 import { PAGE_SIZE } from '../abi/pages.js';
-import { StreamFormatError } from '../errors.js';
+import { StreamFormatError, throwIfAborted } from '../errors.js';
 import type { ByteSource } from '../transport/types.js';
 import type { RecordEvent, StreamEvent } from './events.js';
 import { CHECKPOINT_STATE_SIZE, LibxlRecord, libxlRecordName } from './libxl/constants.js';
@@ -21,6 +21,9 @@ const TAIL_SIZE = 64;
 
 /** Stands for page contents that nobody looks at. Never written to. */
 const UNREAD = new Uint8Array(1 << 20);
+
+/** Bytes that may be passed over before they have been read. */
+const UNTOUCHED_MAX = 32 << 20;
 
 /** Bytes that are welcome after the end of the stream, where they are only counted. */
 const TRAILING_WANT = 1 << 20;
@@ -190,25 +193,33 @@ export async function feedAll(
   to: Fed,
   options: {
     readonly trailing?: boolean | undefined;
-    /** Pass over what need not be read. Default false. */
-    readonly skip?: boolean | undefined;
+    /** What need not be looked at: `take` it (default), pass over it, or pass over it but see that it can be read. */
+    readonly unneeded?: 'take' | 'skip' | 'touch' | undefined;
     readonly signal?: AbortSignal | undefined;
   },
 ): Promise<void> {
   // Who wants all bytes of the source anyway need not ask for them piece by piece.
   const whole = options.trailing ?? true;
+  const touch = options.unneeded === 'touch';
+  const skips = touch || options.unneeded === 'skip';
+  const touched = async (limit: number): Promise<void> => {
+    await source.touched?.(limit);
+    throwIfAborted(options.signal, 'reading');
+  };
   for (let want = to.want; want > 0; want = to.want) {
-    const unneeded = options.skip === true ? (to.unneeded ?? 0) : 0;
-    const passed = unneeded === 0 ? 0 : (source.skip?.(unneeded) ?? 0);
+    const unneeded = skips ? (to.unneeded ?? 0) : 0;
+    const passed = unneeded === 0 ? 0 : (source.skip?.(unneeded, touch) ?? 0);
     if (passed > 0) {
       to.pass?.(passed);
+      if (touch) await touched(UNTOUCHED_MAX);
       continue;
     }
     const max = whole ? TRAILING_WANT : want;
     const bytes = source.take(max);
     if (bytes !== undefined) to.feed(bytes);
-    else if (!(await source.wait(max, options.signal))) return;
+    else if (!(await source.wait(max, options.signal))) break;
   }
+  if (touch) await touched(0);
 }
 
 /** Formats that `--format` and the like may name. */

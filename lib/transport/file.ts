@@ -7,6 +7,7 @@ import * as fs from 'node:fs';
 import { promisify } from 'node:util';
 import { CancelledError, TransportError, UsageError } from '../errors.js';
 import { transportFailure } from './failure.js';
+import { FileToucher } from './touch.js';
 import type { ByteSink, ByteSource } from './types.js';
 import { Waiter } from './waiter.js';
 
@@ -73,6 +74,7 @@ export class FileSource implements ByteSource {
   #failure: unknown;
   #position = 0;
   #closed: Promise<void> | undefined;
+  #toucher: FileToucher | undefined;
 
   /** @param fd A descriptor open for reading; given away unless `autoClose` is false */
   constructor(fd: number, options: FileSourceOptions = {}) {
@@ -117,7 +119,11 @@ export class FileSource implements ByteSource {
     return waiting;
   }
 
-  skip(max: number): number {
+  touched(limit: number): Promise<void> {
+    return this.#toucher?.settle(limit) ?? Promise.resolve();
+  }
+
+  skip(max: number, touch = false): number {
     let n = this.#drop(max);
     if (n < max && this.#arrived > 0) {
       this.#turn();
@@ -133,6 +139,10 @@ export class FileSource implements ByteSource {
     ) {
       const jump = Math.min(max - n, this.#size - offset);
       if (jump > 0) {
+        if (touch) {
+          this.#toucher ??= new FileToucher(this.#fd, this.#doing);
+          this.#toucher.add(offset, jump);
+        }
         this.#offset = offset + jump;
         this.#discard = this.#reading !== undefined;
         this.#length = Math.min(SLOW_START, this.#chunk);
@@ -216,6 +226,7 @@ export class FileSource implements ByteSource {
     this.#waiter.stop();
     // The number must not be reused while a read may still use it.
     await this.#reading;
+    await this.#toucher?.stop();
     this.#current = this.#other = new Uint8Array(0);
     if (!this.#autoClose) return;
     try {

@@ -14,10 +14,16 @@ export interface ByteSource {
    */
   wait(want: number, signal?: AbortSignal): Promise<boolean>;
   /**
-   * Passes over up to `max` bytes without reading them, where that is cheaper. Returns how many, 0 if none; what is left
-   * is to be taken. Sources of files have it. Views given before are no longer valid.
+   * Passes over up to `max` bytes without giving them out, where that is cheaper. Returns how many, 0 if none; what is
+   * left is to be taken. Sources of files have it. Views given before are no longer valid. With `touch` the bytes are read
+   * all the same, in the background and for nothing but to know that they can be: see `touched`.
    */
-  skip?(max: number): number;
+  skip?(max: number, touch?: boolean): number;
+  /**
+   * Waits until at most `limit` of the bytes that `skip` was to touch are still to be read. Rejects with TransportError
+   * if some could not be. Of sources that have `skip`.
+   */
+  touched?(limit: number): Promise<void>;
   /** Bytes given out so far. */
   readonly position: number;
   /** Releases the source. Bytes not taken are lost. Idempotent. */

@@ -24,6 +24,6 @@ export interface VerifyOptions extends VerifierOptions {
  */
 export async function verify(source: ByteSource, options: VerifyOptions = {}): Promise<VerifyReport> {
   const verifier = new Verifier(options);
-  await feedAll(source, verifier, { ...options, skip: options.skipPages === true });
+  await feedAll(source, verifier, { ...options, unneeded: options.skipPages === true ? 'skip' : 'touch' });
   return verifier.end();
 }
