@@ -18,6 +18,7 @@ export type { CheckResult } from './host/simulated/guest/program.js';
 export type { GuestFault } from './host/simulated/guest/registers.js';
 export type { Workload, WorkloadKind } from './host/simulated/guest/workload.js';
 export { DomainState, type DomainType, type GrantEntry } from './host/simulated/domain-state.js';
+export type { FrameBooks, MachineFrames } from './host/simulated/machine-frames.js';
 export { MachineMemory } from './host/simulated/memory.js';
 export { SimulatedDeviceModel } from './host/simulated/device-model.js';
 export {

@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
-import { MachineMemory, OWNER_NONE, REGION_FRAMES } from '../../lib/host/simulated/memory.js';
+import { OWNER_NONE, REGION_FRAMES } from '../../lib/host/simulated/machine-frames.js';
+import { MachineMemory } from '../../lib/host/simulated/memory.js';
 import { INVALID_FRAME } from '../../lib/host/host.js';
 
 describe('machine memory', () => {

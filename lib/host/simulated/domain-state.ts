@@ -18,7 +18,8 @@ import { checkContext, contextRegisters, setContextRax, setContextRegisters } fr
 import { HvmParams } from './hvm-params.js';
 import { LogDirty } from './log-dirty.js';
 import { guarded, mappingArrays, NO_REGION, SimulatedMapping } from './mapping.js';
-import { REGION_FRAMES, type MachineMemory } from './memory.js';
+import { REGION_FRAMES } from './machine-frames.js';
+import type { MachineMemory } from './memory.js';
 import { createPvDomain } from './pv-domain.js';
 import type { PvDomain } from './pv-types.js';
 import { refusal } from './refuse.js';

@@ -2,23 +2,23 @@
  * Machine memory of a simulated host: page frames, their owners, and the machine-to-physical table.
  *
  * Frames live in regions of 64 MiB of shared memory, made when first needed, so that guests in worker threads and the
- * toolstack see the same bytes. Frame m of the host is page `(m - baseMfn) % 16384` of region `(m - baseMfn) >> 14`.
- * About 12 bytes of bookkeeping for each page, in typed arrays; no object stands for a page.
+ * toolstack see the same bytes. About 12 bytes of bookkeeping for each page, in typed arrays; no object stands for a page.
  */
-import { PAGE_SHIFT, PAGE_SIZE } from '../../abi/pages.js';
+import { PAGE_SIZE } from '../../abi/pages.js';
 import { INVALID_FRAME } from '../host.js';
+import {
+  EMPTY_BYTES,
+  EMPTY_WORDS,
+  M2P_INVALID,
+  MachineFrames,
+  OWNER_NONE,
+  PAGE_WORDS,
+  REGION_FRAMES,
+  REGION_MASK,
+  REGION_SHIFT,
+  type FrameBooks,
+} from './machine-frames.js';
 import { mix32, Xoshiro } from './prng.js';
-
-/** Frames of one region. */
-export const REGION_FRAMES = 16384;
-const REGION_SHIFT = 14;
-const REGION_MASK = REGION_FRAMES - 1;
-const PAGE_WORDS = PAGE_SIZE / 4;
-
-/** Owner of a frame that nobody has. */
-export const OWNER_NONE = 0xffff;
-/** M2P entry of a frame without a pfn, as 32-bit guests see it. */
-export const M2P_INVALID = 0xffff_ffff;
 
 /** Frames of a 2 MiB superpage. */
 const SUPERPAGE = 512;
@@ -38,16 +38,8 @@ export interface MachineMemoryOptions {
   readonly baseMfn?: number | undefined;
 }
 
-/** Bookkeeping of one region. */
-interface Region {
-  /** Domid of each frame's owner, or OWNER_NONE. */
-  readonly owners: Uint16Array;
-  /** pfn of each frame in its owner, or M2P_INVALID. */
-  readonly m2p: Uint32Array;
-  /** Type nibble of each frame, as XEN_DOMCTL_getpageframeinfo3 tells for PV guests: validated tables and pins. */
-  readonly types: Uint8Array;
-  /** Xen's type_info of each frame of a PV guest: type, flags and count, as pv-mmu.ts lays them out. */
-  readonly typeInfo: Uint32Array;
+/** Books of one region, as only the host's own thread needs them. */
+interface Region extends FrameBooks {
   /** 1: the frame was used before and has to be scrubbed when it is given out again. */
   readonly stale: Uint8Array;
   /** Frames that the region has; less than REGION_FRAMES only in the last one. */
@@ -57,43 +49,7 @@ interface Region {
   bump: number;
 }
 
-/**
- * Frames and their books as shared memory, to be posted to another thread. Regions that did not exist then are
- * undefined; a domain's regions live as long as the domain.
- */
-export interface SharedMachineMemory {
-  readonly totalPages: number;
-  readonly baseMfn: number;
-  readonly compatM2pMfn: number;
-  readonly regions: readonly (SharedRegion | undefined)[];
-}
-
-export interface SharedRegion {
-  readonly bytes: Uint8Array;
-  readonly owners: Uint16Array;
-  readonly m2p: Uint32Array;
-  readonly types: Uint8Array;
-  readonly typeInfo: Uint32Array;
-}
-
-const EMPTY_BYTES = new Uint8Array(0);
-const EMPTY_WORDS = new Uint32Array(0);
-
-export class MachineMemory {
-  readonly totalPages: number;
-  readonly baseMfn: number;
-  /** Highest mfn, what XENMEM_maximum_ram_page tells. */
-  readonly maxMfn: number;
-  /**
-   * First frame of the table that 32-bit PV guests see at their hypervisor hole. It belongs to Xen and cannot be
-   * mapped; guests only have its number in an L2 entry.
-   */
-  readonly compatM2pMfn: number;
-  /** Bytes of each region, length 0 while the region does not exist. The arrays are live. */
-  readonly regions: Uint8Array[] = [];
-  /** The same memory in 32-bit words. */
-  readonly words: Uint32Array[] = [];
-  readonly #books: (Region | undefined)[] = [];
+export class MachineMemory extends MachineFrames<Region> {
   readonly #rng: Xoshiro;
   #free: number;
   /** Candidates for scattered allocation, shuffled; frames taken by a run meanwhile are passed over. */
@@ -105,104 +61,21 @@ export class MachineMemory {
   /** @internal Made by its host. */
   constructor(options: MachineMemoryOptions) {
     const seed = options.seed ?? 1;
-    this.totalPages = options.totalPages;
-    this.baseMfn = options.baseMfn ?? LOWEST_BASE + (mix32(seed) & 0xff) * REGION_FRAMES;
-    this.maxMfn = this.baseMfn + this.totalPages - 1;
-    this.compatM2pMfn = this.baseMfn - 0x1000;
+    const baseMfn = options.baseMfn ?? LOWEST_BASE + (mix32(seed) & 0xff) * REGION_FRAMES;
+    super(options.totalPages, baseMfn, baseMfn - 0x1000);
     this.#free = this.totalPages;
     this.#rng = new Xoshiro(seed);
     const count = Math.ceil(this.totalPages / REGION_FRAMES);
     for (let r = 0; r < count; r++) {
       this.regions.push(EMPTY_BYTES);
       this.words.push(EMPTY_WORDS);
-      this.#books.push(undefined);
+      this.books.push(undefined);
     }
     this.#poolRegion = count;
   }
 
   get freePages(): number {
     return this.#free;
-  }
-
-  /** True for numbers of frames that the host has. */
-  has(mfn: number): boolean {
-    return mfn >= this.baseMfn && mfn <= this.maxMfn;
-  }
-
-  /** Index of the frame's region in `regions` and `words`. */
-  regionOf(mfn: number): number {
-    return (mfn - this.baseMfn) >>> REGION_SHIFT;
-  }
-
-  /** Byte offset of the frame in its region. */
-  offsetOf(mfn: number): number {
-    return ((mfn - this.baseMfn) & REGION_MASK) << PAGE_SHIFT;
-  }
-
-  /** Domid of the owner, OWNER_NONE for free frames and numbers that are no frames. */
-  ownerOf(mfn: number): number {
-    if (!this.has(mfn)) return OWNER_NONE;
-    const i = mfn - this.baseMfn;
-    return this.#books[i >>> REGION_SHIFT]?.owners[i & REGION_MASK] ?? OWNER_NONE;
-  }
-
-  /** The M2P: pfn of the frame in its owner, INVALID_FRAME if it has none. */
-  pfnOf(mfn: number): number {
-    if (!this.has(mfn)) return INVALID_FRAME;
-    const i = mfn - this.baseMfn;
-    const pfn = this.#books[i >>> REGION_SHIFT]?.m2p[i & REGION_MASK] ?? M2P_INVALID;
-    return pfn === M2P_INVALID ? INVALID_FRAME : pfn;
-  }
-
-  /** Sets the M2P entry of an allocated frame; INVALID_FRAME for none. */
-  setM2p(mfn: number, pfn: number): void {
-    const i = mfn - this.baseMfn;
-    this.#book(i).m2p[i & REGION_MASK] = pfn === INVALID_FRAME ? M2P_INVALID : pfn;
-  }
-
-  /** Type nibble of an allocated frame (PageType); NOTAB when given out. */
-  typeOf(mfn: number): number {
-    const i = mfn - this.baseMfn;
-    return this.#book(i).types[i & REGION_MASK] as number;
-  }
-
-  setType(mfn: number, type: number): void {
-    const i = mfn - this.baseMfn;
-    this.#book(i).types[i & REGION_MASK] = type;
-  }
-
-  /** Xen's type_info of an allocated frame; 0 when given out. */
-  typeInfoOf(mfn: number): number {
-    const i = mfn - this.baseMfn;
-    return this.#book(i).typeInfo[i & REGION_MASK] as number;
-  }
-
-  setTypeInfo(mfn: number, info: number): void {
-    const i = mfn - this.baseMfn;
-    this.#book(i).typeInfo[i & REGION_MASK] = info;
-  }
-
-  /** @internal The same memory and books for another thread: arrays over shared memory, in an object that can be posted. */
-  share(): SharedMachineMemory {
-    const { totalPages, baseMfn, compatM2pMfn } = this;
-    const regions = this.#books.map((book, r) => {
-      if (book === undefined) return undefined;
-      const { owners, m2p, types, typeInfo } = book;
-      return { bytes: this.regions[r] as Uint8Array, owners, m2p, types, typeInfo };
-    });
-    return { totalPages, baseMfn, compatM2pMfn, regions };
-  }
-
-  /** The 4096 bytes of an allocated frame. For single pages, not for loops over guest memory. */
-  page(mfn: number): Uint8Array {
-    const at = this.offsetOf(mfn);
-    return (this.regions[this.regionOf(mfn)] as Uint8Array).subarray(at, at + PAGE_SIZE);
-  }
-
-  /** The 1024 words of an allocated frame. */
-  pageWords(mfn: number): Uint32Array {
-    const at = this.offsetOf(mfn) / 4;
-    return (this.words[this.regionOf(mfn)] as Uint32Array).subarray(at, at + PAGE_WORDS);
   }
 
   /**
@@ -246,7 +119,7 @@ export class MachineMemory {
   /** Gives back a frame. Its contents stay until it is given out again, and are scrubbed then. */
   free(mfn: number): void {
     const i = mfn - this.baseMfn;
-    const book = this.#book(i);
+    const book = this.book(i);
     const k = i & REGION_MASK;
     if (book.owners[k] === OWNER_NONE) return;
     book.owners[k] = OWNER_NONE;
@@ -263,10 +136,10 @@ export class MachineMemory {
 
   /** Lets go of regions in which nobody has a frame. */
   trim(): void {
-    for (let r = 0; r < this.#books.length; r++) {
-      const book = this.#books[r];
+    for (let r = 0; r < this.books.length; r++) {
+      const book = this.books[r];
       if (book === undefined || book.free < book.size) continue;
-      this.#books[r] = undefined;
+      this.books[r] = undefined;
       this.regions[r] = EMPTY_BYTES;
       this.words[r] = EMPTY_WORDS;
     }
@@ -274,8 +147,8 @@ export class MachineMemory {
 
   /** Calls `visit` with each frame that `owner` has, ascending. */
   forEachOwned(owner: number, visit: (mfn: number) => void): void {
-    for (let r = 0; r < this.#books.length; r++) {
-      const book = this.#books[r];
+    for (let r = 0; r < this.books.length; r++) {
+      const book = this.books[r];
       if (book === undefined) continue;
       const { owners, size } = book;
       for (let k = 0; k < size; k++) {
@@ -284,14 +157,8 @@ export class MachineMemory {
     }
   }
 
-  #book(index: number): Region {
-    const book = this.#books[index >>> REGION_SHIFT];
-    if (book === undefined) throw new RangeError(`mfn ${String(this.baseMfn + index)} is not allocated`);
-    return book;
-  }
-
   #bookAt(r: number): Region {
-    const present = this.#books[r];
+    const present = this.books[r];
     if (present !== undefined) return present;
     const size = Math.min(REGION_FRAMES, this.totalPages - r * REGION_FRAMES);
     const memory = new SharedArrayBuffer(size * PAGE_SIZE);
@@ -307,21 +174,21 @@ export class MachineMemory {
       free: size,
       bump: 0,
     };
-    this.#books[r] = book;
+    this.books[r] = book;
     return book;
   }
 
   /** Index of the first of `n` ≤ REGION_FRAMES free frames inside one region, aligned; INVALID_FRAME if none. */
   #findRun(n: number, align: number): number {
     // The frames above a region's highest used one are the quick case, and the usual one.
-    for (let r = 0; r < this.#books.length; r++) {
-      const book = this.#books[r];
+    for (let r = 0; r < this.books.length; r++) {
+      const book = this.books[r];
       const bump = book === undefined ? 0 : Math.ceil(book.bump / align) * align;
       const size = book?.size ?? Math.min(REGION_FRAMES, this.totalPages - r * REGION_FRAMES);
       if (bump + n <= size) return r * REGION_FRAMES + bump;
     }
-    for (let r = 0; r < this.#books.length; r++) {
-      const book = this.#books[r];
+    for (let r = 0; r < this.books.length; r++) {
+      const book = this.books[r];
       if (book === undefined || book.free < n) continue;
       const { owners } = book;
       for (let k = 0; k + n <= book.size;) {
@@ -337,7 +204,7 @@ export class MachineMemory {
   /** Takes up to `n` free frames wherever they are. */
   #gather(owner: number, n: number, out: Float64Array | Uint32Array, at: number): number {
     let done = 0;
-    for (let r = 0; r < this.#books.length && done < n; r++) {
+    for (let r = 0; r < this.books.length && done < n; r++) {
       const book = this.#bookAt(r);
       for (let k = 0; k < book.size && done < n; k++) {
         if (book.owners[k] !== OWNER_NONE) continue;
@@ -367,8 +234,8 @@ export class MachineMemory {
 
   /** Fills the pool with the free frames of the next region, from the top down, while runs go from the bottom up. */
   #refillPool(): void {
-    for (let tries = 0; tries <= this.#books.length; tries++) {
-      if (this.#poolRegion === 0) this.#poolRegion = this.#books.length;
+    for (let tries = 0; tries <= this.books.length; tries++) {
+      if (this.#poolRegion === 0) this.#poolRegion = this.books.length;
       const r = --this.#poolRegion;
       const book = this.#bookAt(r);
       if (book.free === 0) continue;

@@ -1,124 +1,7 @@
-/**
- * Machine frames as the PV part uses them, page-table entries in them, and walks through them.
- *
- * Two classes have this shape: `MachineMemory` in the host's own thread and `SharedFrames`, the same memory and books
- * in the thread where a guest runs.
- */
-import { PAGE_SHIFT, PAGE_SIZE } from '../../abi/pages.js';
+/** Page-table entries in machine frames, and walks through them. */
 import { PTE_PRESENT, type GuestWidth } from '../../abi/pv.js';
 import { INVALID_FRAME } from '../host.js';
-import {
-  M2P_INVALID,
-  OWNER_NONE,
-  REGION_FRAMES,
-  type SharedMachineMemory,
-  type SharedRegion,
-} from './memory.js';
-
-export interface PvFrames {
-  readonly baseMfn: number;
-  readonly maxMfn: number;
-  readonly compatM2pMfn: number;
-  /** Each region in 32-bit words. */
-  readonly words: readonly Uint32Array[];
-  has(mfn: number): boolean;
-  regionOf(mfn: number): number;
-  offsetOf(mfn: number): number;
-  ownerOf(mfn: number): number;
-  pfnOf(mfn: number): number;
-  setM2p(mfn: number, pfn: number): void;
-  setType(mfn: number, type: number): void;
-  typeInfoOf(mfn: number): number;
-  setTypeInfo(mfn: number, info: number): void;
-  page(mfn: number): Uint8Array;
-  pageWords(mfn: number): Uint32Array;
-}
-
-const REGION_SHIFT = Math.log2(REGION_FRAMES);
-const REGION_MASK = REGION_FRAMES - 1;
-const EMPTY_WORDS = new Uint32Array(0);
-
-/** The machine's memory in another thread. It has the regions that existed when it was shared. */
-export class SharedFrames implements PvFrames {
-  readonly baseMfn: number;
-  readonly maxMfn: number;
-  readonly compatM2pMfn: number;
-  readonly words: readonly Uint32Array[];
-  readonly #regions: readonly (SharedRegion | undefined)[];
-
-  constructor(shared: SharedMachineMemory) {
-    this.baseMfn = shared.baseMfn;
-    this.maxMfn = shared.baseMfn + shared.totalPages - 1;
-    this.compatM2pMfn = shared.compatM2pMfn;
-    this.#regions = shared.regions;
-    this.words = shared.regions.map((region) =>
-      region === undefined
-        ? EMPTY_WORDS
-        : new Uint32Array(region.bytes.buffer, region.bytes.byteOffset, region.bytes.length / 4),
-    );
-  }
-
-  has(mfn: number): boolean {
-    return mfn >= this.baseMfn && mfn <= this.maxMfn;
-  }
-
-  regionOf(mfn: number): number {
-    return (mfn - this.baseMfn) >>> REGION_SHIFT;
-  }
-
-  offsetOf(mfn: number): number {
-    return ((mfn - this.baseMfn) & REGION_MASK) << PAGE_SHIFT;
-  }
-
-  ownerOf(mfn: number): number {
-    if (!this.has(mfn)) return OWNER_NONE;
-    const i = mfn - this.baseMfn;
-    return this.#regions[i >>> REGION_SHIFT]?.owners[i & REGION_MASK] ?? OWNER_NONE;
-  }
-
-  pfnOf(mfn: number): number {
-    if (!this.has(mfn)) return INVALID_FRAME;
-    const i = mfn - this.baseMfn;
-    const pfn = this.#regions[i >>> REGION_SHIFT]?.m2p[i & REGION_MASK] ?? M2P_INVALID;
-    return pfn === M2P_INVALID ? INVALID_FRAME : pfn;
-  }
-
-  setM2p(mfn: number, pfn: number): void {
-    const i = mfn - this.baseMfn;
-    this.#region(i).m2p[i & REGION_MASK] = pfn === INVALID_FRAME ? M2P_INVALID : pfn;
-  }
-
-  setType(mfn: number, type: number): void {
-    const i = mfn - this.baseMfn;
-    this.#region(i).types[i & REGION_MASK] = type;
-  }
-
-  typeInfoOf(mfn: number): number {
-    const i = mfn - this.baseMfn;
-    return this.#region(i).typeInfo[i & REGION_MASK] as number;
-  }
-
-  setTypeInfo(mfn: number, info: number): void {
-    const i = mfn - this.baseMfn;
-    this.#region(i).typeInfo[i & REGION_MASK] = info;
-  }
-
-  page(mfn: number): Uint8Array {
-    const at = this.offsetOf(mfn);
-    return this.#region(mfn - this.baseMfn).bytes.subarray(at, at + PAGE_SIZE);
-  }
-
-  pageWords(mfn: number): Uint32Array {
-    const at = this.offsetOf(mfn) / 4;
-    return (this.words[this.regionOf(mfn)] as Uint32Array).subarray(at, at + PAGE_SIZE / 4);
-  }
-
-  #region(index: number): SharedRegion {
-    const region = this.#regions[index >>> REGION_SHIFT];
-    if (region === undefined) throw new RangeError(`mfn ${String(this.baseMfn + index)} is not shared`);
-    return region;
-  }
-}
+import type { MachineFrames } from './machine-frames.js';
 
 /*
  * A page-table entry is two words here, low and high, because 64-bit numbers of JavaScript cost an object each:
@@ -176,7 +59,7 @@ export function slotOf(vpn: number, level: number): number {
  * Walks from a table down to level `until` and returns the frame found in the entry there (1: the page itself;
  * 2: the level 1 table), INVALID_FRAME if an entry is not present, a superpage or no frame of this machine.
  */
-export function walk(frames: PvFrames, top: number, levels: number, vpn: number, until = 1): number {
+export function walk(frames: MachineFrames, top: number, levels: number, vpn: number, until = 1): number {
   let table = top;
   for (let level = levels; level >= until; level--) {
     if (!frames.has(table)) return INVALID_FRAME;

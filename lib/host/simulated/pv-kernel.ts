@@ -25,9 +25,9 @@
  */
 import { LEGACY_MAX_VCPUS, type GuestWidth } from '../../abi/pv.js';
 import { GuestError } from '../../errors.js';
-import type { SharedMachineMemory } from './memory.js';
+import { MachineFrames, type SharedMachineMemory } from './machine-frames.js';
 import { INVALID_FRAME } from '../host.js';
-import { SharedFrames, walk, type PvFrames } from './pv-frames.js';
+import { walk } from './pv-frames.js';
 import { dataVpnOf, layoutOf, type PvLayout, type PvShape } from './pv-layout.js';
 import { PvMmu } from './pv-mmu.js';
 import { CONTEXT_STRIDE, kernelTable } from './pv-vcpu.js';
@@ -73,7 +73,7 @@ export interface PvFault {
 export interface PvKernelEnv {
   readonly domid: number;
   readonly width: GuestWidth;
-  readonly frames: PvFrames;
+  readonly frames: MachineFrames;
   /** `PvVcpus.contexts`. */
   readonly contexts: Uint8Array;
   /** The guest wrote to this pfn. Called after the write. */
@@ -239,7 +239,7 @@ export function attachKernel(env: PvKernelEnv): PvKernel {
 
 /** A kernel that runs already, for the thread that it runs in. */
 export function openPvKernel(handle: PvKernelHandle, markDirty: (pfn: number) => void): PvKernel {
-  const frames = new SharedFrames(handle.memory);
+  const frames = MachineFrames.of(handle.memory);
   const { domid, width, contexts } = handle;
   const env: PvKernelEnv = { domid, width, frames, contexts, markDirty };
   const top = kernelTable(contextOf(env, 0), width);

@@ -26,16 +26,8 @@ import {
   XEN_L4_LAST,
   type GuestWidth,
 } from '../../abi/pv.js';
-import {
-  PTE_ACCESSED,
-  PTE_DIRTY,
-  PTE_HI_NX,
-  PTE_RW,
-  pteFrame,
-  pteHigh,
-  pteLow,
-  type PvFrames,
-} from './pv-frames.js';
+import type { MachineFrames } from './machine-frames.js';
+import { PTE_ACCESSED, PTE_DIRTY, PTE_HI_NX, PTE_RW, pteFrame, pteHigh, pteLow } from './pv-frames.js';
 
 /** Types in type_info. 1…4 are page tables of that level. */
 export const FrameType = { NONE: 0, L1: 1, L2: 2, L3: 3, L4: 4, SEGMENT: 5, WRITABLE: 6 } as const;
@@ -67,7 +59,7 @@ const SLOT_FRAMES = 512;
 export interface PvMmuDomain {
   readonly domid: number;
   readonly width: GuestWidth;
-  readonly frames: PvFrames;
+  readonly frames: MachineFrames;
   /** The guest's frame of this pfn was written, or became a table, or stopped being one. */
   markDirty(pfn: number): void;
 }
@@ -79,7 +71,7 @@ export interface PvMmuDomain {
 export class PvMmu {
   reason = '';
   readonly #domain: PvMmuDomain;
-  readonly #frames: PvFrames;
+  readonly #frames: MachineFrames;
   readonly #domid: number;
 
   constructor(domain: PvMmuDomain) {

@@ -1,5 +1,6 @@
 /** Fills page tables in plain memory, before they are given to the hypervisor. */
 import { PTE_PRESENT, type GuestWidth } from '../../abi/pv.js';
+import type { MachineFrames } from './machine-frames.js';
 import {
   PTE_ACCESSED,
   PTE_DIRTY,
@@ -11,7 +12,6 @@ import {
   pteHigh,
   pteLow,
   slotOf,
-  type PvFrames,
 } from './pv-frames.js';
 
 /** Low-word flags of an entry that names a table, as Xen leaves them. */
@@ -37,7 +37,7 @@ export function kernelHighFlags(width: GuestWidth): number {
 export class TableBuilder {
   /** Frame of the top table. */
   readonly top: number;
-  readonly #frames: PvFrames;
+  readonly #frames: MachineFrames;
   readonly #width: GuestWidth;
   readonly #levels: number;
   readonly #take: () => number;
@@ -46,7 +46,7 @@ export class TableBuilder {
   #recentSpan = -1;
 
   /** `take` gives the frame of the next zeroed page that may become a table. */
-  constructor(frames: PvFrames, width: GuestWidth, levels: number, take: () => number) {
+  constructor(frames: MachineFrames, width: GuestWidth, levels: number, take: () => number) {
     this.#frames = frames;
     this.#width = width;
     this.#levels = levels;
@@ -96,7 +96,7 @@ export class TableBuilder {
 }
 
 /** Writes an entry of a page that is plain memory. */
-export function writeEntry(frames: PvFrames, table: number, slot: number, lo: number, hi: number): void {
+export function writeEntry(frames: MachineFrames, table: number, slot: number, lo: number, hi: number): void {
   const words = frames.words[frames.regionOf(table)] as Uint32Array;
   const at = (frames.offsetOf(table) >>> 2) + slot * 2;
   words[at] = lo;
