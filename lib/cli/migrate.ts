@@ -3,7 +3,7 @@ import { startMigrate } from '../migrate/migrate.js';
 import type { MigrateResult } from '../migrate/types.js';
 import { addressText, connectTo, parseAddress, requirePrivate } from './address.js';
 import { ExitCode, parseArguments, type Command, type CommandIo } from './command.js';
-import { bytesText, countText, paintFor, timeText } from './format.js';
+import { paintFor } from './format.js';
 import {
   createGuest,
   guestHelp,
@@ -16,8 +16,8 @@ import {
 import { limitHelp, limitOptions, limitsFrom } from './limits.js';
 import { LiveView, noView } from './live.js';
 import { operands } from './operands.js';
-import { indent, printJson, printLines } from './print.js';
-import { downtimeLines, roundsLines } from './report.js';
+import { printJson, printLines } from './print.js';
+import { transferLines } from './report.js';
 import { durationOf } from './values.js';
 
 const MEMORY = '256M';
@@ -96,14 +96,8 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
 
 function report(io: CommandIo, name: string, result: MigrateResult): void {
   const paint = paintFor(io.stdout, io.env);
-  const { peerDomid, peerState, bytes, elapsed, pages, iterations, downtime } = result;
-  printLines(io.stdout, [
-    `${name} is ${peerState} there as domain ${peerDomid}: ${countText(pages)} pages, ${bytesText(bytes)} in ${timeText(elapsed)}`,
-    '',
-    ...indent(roundsLines(iterations, paint)),
-    '',
-    ...indent(downtimeLines(downtime, paint)),
-  ]);
+  const { peerDomid, peerState } = result;
+  printLines(io.stdout, transferLines(`${name} is ${peerState} there as domain ${peerDomid}`, result, paint));
 }
 
 export const migrate: Command = {

@@ -1,6 +1,8 @@
 /** What a finished migration or save tells people: rounds, downtime, proof. Lines, without printing them. */
 import type { DowntimeSplit, IterationStats } from '../progress.js';
+import type { SaveResult } from '../save/types.js';
 import { bytesText, countText, rateText, tableLines, timeText, type Paint } from './format.js';
+import { indent } from './print.js';
 
 /** The table of passes. `dirty` is what a pass found to send; holes in memory are in none of the columns. */
 export function roundsLines(iterations: readonly IterationStats[], paint: Paint): string[] {
@@ -15,6 +17,22 @@ export function roundsLines(iterations: readonly IterationStats[], paint: Paint)
     pass.suspended ? paint.bold('stands still') : 'runs',
   ]);
   return tableLines([head, ...rows], ['right', 'right', 'right', 'right', 'right', 'right', 'left']);
+}
+
+/** What happened, in a line, and below it the passes and the downtime. */
+export function transferLines(
+  what: string,
+  result: Pick<SaveResult, 'pages' | 'bytes' | 'elapsed' | 'iterations' | 'downtime'>,
+  paint: Paint,
+): string[] {
+  const { pages, bytes, elapsed, iterations, downtime } = result;
+  return [
+    `${what}: ${countText(pages)} pages, ${bytesText(bytes)} in ${timeText(elapsed)}`,
+    '',
+    ...indent(roundsLines(iterations, paint)),
+    '',
+    ...indent(downtimeLines(downtime, paint)),
+  ];
 }
 
 /** The downtime and what it was spent on. */

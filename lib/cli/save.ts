@@ -3,13 +3,13 @@ import { startSave } from '../save/save.js';
 import type { SaveFormat, SaveResult } from '../save/types.js';
 import { ExitCode, parseArguments, type Command, type CommandIo } from './command.js';
 import { writeWhole } from './files.js';
-import { bytesText, countText, paintFor, timeText } from './format.js';
+import { paintFor } from './format.js';
 import { createGuest, guestHelp, guestOptions, guestPlan, hostOption, openHost } from './hypervisor.js';
 import { limitHelp, limitOptions, limitsFrom } from './limits.js';
 import { LiveView, noView } from './live.js';
 import { operands } from './operands.js';
-import { indent, printJson, printLines } from './print.js';
-import { downtimeLines, roundsLines } from './report.js';
+import { printJson, printLines } from './print.js';
+import { transferLines } from './report.js';
 import { choiceOf } from './values.js';
 
 const MEMORY = '256M';
@@ -90,15 +90,8 @@ export function reportSave(
     return;
   }
   const paint = paintFor(output, io.env);
-  const { pages, bytes, elapsed, iterations, downtime } = result;
   const where = file === '-' ? 'the standard output' : file;
-  printLines(output, [
-    `saved ${name} to ${where}: ${countText(pages)} pages, ${bytesText(bytes)} in ${timeText(elapsed)}`,
-    '',
-    ...indent(roundsLines(iterations, paint)),
-    '',
-    ...indent(downtimeLines(downtime, paint)),
-  ]);
+  printLines(output, transferLines(`saved ${name} to ${where}`, result, paint));
 }
 
 export const save: Command = {
