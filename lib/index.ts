@@ -89,7 +89,8 @@ export type {
   Toolstack,
 } from './toolstack/toolstack.js';
 export { probeXen } from './host/xen/addon.js';
-export type { AddonBuild, HypervisorVersion, XenProbe } from './host/xen/addon.js';
+export type { XenProbe } from './host/xen/addon.js';
+export type { AddonBuild, HypervisorVersion } from './host/xen/native.js';
 
 // Byte streams: implement the two for another transport.
 export type { ByteSink, ByteSource } from './transport/types.js';

@@ -1,7 +1,7 @@
 /** Leases over a real page map, and over one that misbehaves. */
 import { beforeEach, describe, expect, it } from 'vitest';
 import { UsageError } from '../../lib/errors.js';
-import type { NativePageMap } from '../../lib/host/xen/addon.js';
+import type { NativePageMap } from '../../lib/host/xen/native.js';
 import { loadAddon } from '../../lib/host/xen/addon.js';
 import { LeasedMap } from '../../lib/host/xen/leases.js';
 

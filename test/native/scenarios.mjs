@@ -9,8 +9,8 @@ import net from 'node:net';
 import { fileURLToPath } from 'node:url';
 import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads';
 
-/** @typedef {import('../../lib/host/xen/addon.js').NativeAddon} NativeAddon */
-/** @typedef {import('../../lib/host/xen/addon.js').NativePageMap} NativePageMap */
+/** @typedef {import('../../lib/host/xen/native.js').NativeAddon} NativeAddon */
+/** @typedef {import('../../lib/host/xen/native.js').NativePageMap} NativePageMap */
 
 const PAGE = 4096;
 const MIB = 1024 * 1024;

@@ -1,5 +1,5 @@
 /**
- * The native addon: its whole surface as types, and the loader.
+ * The loader of the native addon, whose surface native.ts declares.
  *
  * The library works without it; only what needs a hypercall or a mapped frame loads it, on first use. Not being able
  * to is an AddonError whose code tells the three cases apart (not built, built without Xen, a library missing now)
@@ -8,47 +8,7 @@
 import bindings from 'bindings';
 import { fileURLToPath } from 'node:url';
 import { AddonError } from '../../errors.js';
-
-/** What the addon was built from. */
-export interface AddonBuild {
-  readonly haveXen: boolean;
-  /** Release of the Xen libraries at build time, for instance `4.17.0`; null without Xen. */
-  readonly xenVersion: string | null;
-  /** Node-API version that it was built for. */
-  readonly napiVersion: number;
-}
-
-/** The running hypervisor, as XENVER_version and XENVER_extraversion tell it. */
-export interface HypervisorVersion {
-  readonly major: number;
-  readonly minor: number;
-  /** What follows `major.minor`, for instance `.4`. */
-  readonly extra: string;
-}
-
-/**
- * Mapped pages of 4096 bytes. Not to be released under a reader's feet: hold it through a `LeasedMap`.
- */
-export interface NativePageMap {
-  /** The one ArrayBuffer over the pages. Throws after `release()`. */
-  buffer(): ArrayBuffer;
-  /** Drops the pages now: views have length 0 from here on, and whatever else still points there sees zeros. Idempotent. */
-  release(): void;
-  /** False once released. */
-  readonly live: boolean;
-  readonly byteLength: number;
-}
-
-/** The addon's exports. Errors are Node-like: `code`, positive `errno`, `syscall`; bad arguments are TypeError or RangeError. */
-export interface NativeAddon {
-  readonly build: AddonBuild;
-  /** Zeroed anonymous pages, 1 to 2^20 of them. */
-  readonly PageMap: new (pages: number) => NativePageMap;
-  /** Regions whose addresses are still reserved and bytes whose pages are still held, in this thread's environment. */
-  mapped(): { readonly regions: number; readonly bytes: number };
-  /** Asks the running Xen. Absent from an addon that was built without Xen. */
-  readonly hypervisor?: () => HypervisorVersion;
-}
+import type { AddonBuild, HypervisorVersion, NativeAddon } from './native.js';
 
 const ADDON = 'xen_migration';
 

@@ -5,7 +5,7 @@
  * zeros. So whoever hands views to a sink holds a lease until the write is over, and a release waits for the leases.
  */
 import { UsageError } from '../../errors.js';
-import type { NativePageMap } from './addon.js';
+import type { NativePageMap } from './native.js';
 
 /** The right to read the views of a `LeasedMap` until `release()`. Releasing twice is harmless. */
 export interface Lease extends Disposable {
