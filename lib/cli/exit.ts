@@ -1,4 +1,5 @@
 /** From an error to the one line and the exit code that a shell gets. docs/reference/exit-codes.md is the table. */
+import { printable } from '../bytes/printable.js';
 import {
   AddonError,
   CancelledError,
@@ -8,7 +9,6 @@ import {
   XenMigrationError,
   type GuestWhereabouts,
 } from '../errors.js';
-import { printable } from '../migrate/frames.js';
 import { ExitCode } from './command.js';
 
 /** The reason with which SIGINT and SIGTERM abort a command. */

@@ -1,5 +1,5 @@
 /** `xen-migrate verify`: is this a stream that a receiver takes? */
-import { printable } from '../migrate/frames.js';
+import { printable } from '../bytes/printable.js';
 import type { VerifyFinding, VerifyReport } from '../stream/verify/report.js';
 import { verify as verifyStream } from '../stream/verify/verify.js';
 import { ExitCode, parseArguments, type Command, type CommandIo } from './command.js';

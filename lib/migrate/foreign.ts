@@ -1,5 +1,5 @@
 /** Recognises what a peer speaks instead of the protocol, so that the message can say what went wrong. */
-import { printable } from './frames.js';
+import { printable } from '../bytes/printable.js';
 
 /** Bytes that are worth collecting for `describeForeign`. */
 export const FOREIGN_SAMPLE = 64;

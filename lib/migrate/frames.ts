@@ -6,6 +6,7 @@
  * frame header and REFUSED stay what they are in every later version, so that two versions can always tell each
  * other why they cannot talk. docs/reference/handshake.md has the whole picture.
  */
+import { printable } from '../bytes/printable.js';
 import { PeerError, XenMigrationError } from '../errors.js';
 
 /** First bytes of either direction. Bytes that no text protocol sends, and a line end that text-mode channels break. */
@@ -291,14 +292,6 @@ class Body {
 
 /** Most characters of a reason's message. */
 export const MAX_REASON = 2000;
-
-/** Text of a peer, fit for a terminal and a log line: control characters are shown as escapes. */
-export function printable(text: string): string {
-  return text.replace(
-    /[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_Control}]/gu,
-    (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`,
-  );
-}
 
 /** What an error is to the peer. */
 export function reasonOf(error: unknown): PeerReason {

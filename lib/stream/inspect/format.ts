@@ -1,5 +1,6 @@
 /** An inspection as text for people. */
 
+import { printable } from '../../bytes/printable.js';
 import { StreamErrorCode } from '../codes.js';
 import type { Inspection, Iteration, RecordRow } from './report.js';
 
@@ -163,10 +164,4 @@ function table(rows: readonly (readonly string[])[], right: readonly number[] = 
       .join('  ')
       .trimEnd(),
   );
-}
-
-/** Text of a stream may hold anything; a terminal shall not obey it. */
-function printable(text: string): string {
-  // eslint-disable-next-line no-control-regex -- control characters are what this is about
-  return text.replaceAll(/[\u0000-\u001f\u007f-\u009f]/g, '?');
 }

@@ -342,7 +342,7 @@ describe('text', () => {
     const text = formatInspection(look(T.inXl(T.inLibxl(), 'hvm', config)));
     // eslint-disable-next-line no-control-regex -- control characters are what this is about
     expect(text).not.toMatch(/[\u0000-\u0009\u000b-\u001f]/);
-    expect(text).toContain('a?]0;x?b?c');
+    expect(text).toContain('a\\u001b]0;x\\u0007b\\u000ac');
   });
 
   it('marks problems and says why it ends', () => {
