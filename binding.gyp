@@ -11,9 +11,12 @@
       "target_name": "xen_migration",
       "sources": [
         "native/addon.cc",
+        "native/blocking_fd.cc",
         "native/error.cc",
         "native/probe.cc",
-        "native/region.cc"
+        "native/region.cc",
+        "native/signal.cc",
+        "native/watch.cc"
       ],
       "include_dirs": [
         "<!(node -p \"require('node-addon-api').include_dir\")"

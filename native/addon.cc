@@ -1,6 +1,9 @@
 #include "addon.h"
 
+#include "blocking_fd.h"
 #include "probe.h"
+#include "signal.h"
+#include "watch.h"
 #if XM_HAVE_XEN
 #include "hypervisor.h"
 #endif
@@ -13,6 +16,9 @@ Addon::Addon(Napi::Env env, Napi::Object exports) {
                            InstanceMethod<&Addon::Mapped>("mapped", napi_enumerable),
                        });
   exports.Set("PageMap", PageMap::Define(env));
+  exports.Set("BlockingFd", BlockingFd::Define(env));
+  exports.Set("watchReadable", Napi::Function::New<WatchReadable>(env, "watchReadable"));
+  exports.Set("unblockSignal", Napi::Function::New<UnblockSignal>(env, "unblockSignal"));
 #if XM_HAVE_XEN
   exports.Set("hypervisor", Napi::Function::New<Hypervisor>(env, "hypervisor"));
 #endif

@@ -234,8 +234,8 @@ export interface NativeAddon {
   /** Regions whose addresses are still reserved and bytes whose pages are still held, in this thread's environment. */
   mapped(): { readonly regions: number; readonly bytes: number };
   readonly BlockingFd: new (fd: number) => NativeBlockingFd;
-  /** Calls back, once, when `fd` can be read (or has failed); again after `rearm()`. Keeps the process alive only if told by `ref`. */
-  watchReadable(fd: number, callback: () => void): NativeFdWatch;
+  /** Calls back, once, when `fd` can be read (or has failed); again after `rearm()`. Keeps the process alive only if told to. */
+  watchReadable(fd: number, callback: () => void, keepAlive?: boolean): NativeFdWatch;
   /** Unblocks a signal (by number) in this thread's mask, which Node inherits from its parent and leaves as it is. */
   unblockSignal(signal: number): void;
   /** Asks the running Xen. Absent from an addon that was built without Xen. */
