@@ -14,6 +14,9 @@ import type { Toolstack } from '../toolstack/toolstack.js';
 /** Stands for INVALID_MFN / INVALID_GFN in arrays of frame numbers. */
 export const INVALID_FRAME = -1;
 
+/** Frames whose types one `Domain.pageTypes` may ask for. */
+export const MAX_TYPES = 65536;
+
 /** What XENVER_version tells. */
 export interface XenVersion {
   readonly major: number;
@@ -115,8 +118,8 @@ export interface Domain {
   maxGpfn(): Promise<number>;
 
   /**
-   * XEN_DOMCTL_getpageframeinfo3. Writes the type nibble of each gfn into `types`. At most 1024 (E2BIG). A gfn without
-   * RAM, also INVALID_FRAME, is XTAB.
+   * XEN_DOMCTL_getpageframeinfo3. Writes the type nibble of each gfn into `types`. At most 65536 (E2BIG), which takes
+   * a hypercall for every 1024. A gfn without RAM, also INVALID_FRAME, is XTAB.
    */
   pageTypes(gfns: Float64Array, types: Uint8Array): Promise<void>;
 

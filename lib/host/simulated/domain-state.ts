@@ -7,6 +7,7 @@ import { Errno } from '../../abi/errno.js';
 import { MAX_BATCH, PAGE_SIZE, PageType } from '../../abi/pages.js';
 import {
   INVALID_FRAME,
+  MAX_TYPES,
   ShutdownReason,
   type CpuPolicy,
   type DomainInfo,
@@ -234,7 +235,7 @@ export class DomainState {
 
   pageTypes(gfns: Float64Array, types: Uint8Array): void {
     const n = gfns.length;
-    if (n > MAX_BATCH) throw refusal('XEN_DOMCTL_getpageframeinfo3', Errno.E2BIG, `${n} frames`, this.domid);
+    if (n > MAX_TYPES) throw refusal('XEN_DOMCTL_getpageframeinfo3', Errno.E2BIG, `${n} frames`, this.domid);
     if (types.length < n) {
       throw refusal(
         'XEN_DOMCTL_getpageframeinfo3',

@@ -6,6 +6,7 @@ import { SHARED_INFO, VCPU_CONTEXT, type GuestWidth } from '../../../lib/abi/pv.
 import { GuestError, HypercallError } from '../../../lib/errors.js';
 import {
   INVALID_FRAME,
+  MAX_TYPES,
   ShutdownReason,
   type Domain,
   type DomainInfo,
@@ -193,7 +194,7 @@ export class FakeWorld {
       },
       pageTypes: async (gfns, types) => {
         await this.step('pageTypes');
-        if (gfns.length > MAX_BATCH) throw new HypercallError('types', Errno.E2BIG, 'too many');
+        if (gfns.length > MAX_TYPES) throw new HypercallError('types', Errno.E2BIG, 'too many');
         gfns.forEach((gfn, i) => {
           const index = this.#index(gfn);
           const there = gfn !== INVALID_FRAME && index >= 0 && index < this.types.length;

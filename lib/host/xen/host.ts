@@ -1,0 +1,155 @@
+/** `Host` on the machine that this process controls: real Xen, through the native addon. */
+import { debug } from '../../debug.js';
+import { AddonError, UsageError } from '../../errors.js';
+import type { Toolstack } from '../../toolstack/toolstack.js';
+import type { Domain, DomainInfo, Host, MachineToPhys, XenVersion } from '../host.js';
+import { loadAddonWithXen } from './addon.js';
+import { XenDomain, domainInfo } from './domain.js';
+import { hostError, openError } from './errors.js';
+import { Gate } from './gate.js';
+import { XenMachineToPhys } from './machine-to-phys.js';
+import type { HypervisorVersion, NativeAddon, NativeXen } from './native.js';
+
+/** Domains that one hypercall lists. */
+const LIST_CHUNK = 1024;
+
+/** Levels of xentoollog: everything, and nothing at all. */
+const XTL_DEBUG = 1;
+const XTL_NEVER = 10;
+
+export interface XenHostOptions {
+  /** The toolstack to work with, instead of the one over xenstore and QMP. It stays the caller's to close. */
+  readonly toolstack?: Toolstack | undefined;
+  /**
+   * Gets the messages of the Xen libraries with their level (`XTL_…`: 1 debug … 5 info … 8 error). Without it they go
+   * to `NODE_DEBUG=xen-migration`.
+   */
+  readonly log?: ((level: number, message: string) => void) | undefined;
+  /** @internal For tests. */
+  readonly addon?: NativeAddon | undefined;
+}
+
+/**
+ * The Xen host that this process runs on, as its control domain. Needs the native addon, built with Xen, and root.
+ *
+ * Everything that was opened through it is closed with it; mappings stay valid until their own `release()`.
+ */
+export class XenHost implements Host, AsyncDisposable {
+  readonly kind = 'xen';
+  readonly toolstack: Toolstack;
+  /** The running hypervisor. */
+  readonly hypervisor: HypervisorVersion;
+  readonly #xen: NativeXen;
+  readonly #domains = new Set<XenDomain>();
+  readonly #gate = new Gate('the Xen host');
+  #closing: Promise<void> | undefined;
+
+  /**
+   * Opens the interfaces.
+   *
+   * @throws AddonError if the addon cannot be loaded or there is no Xen that this process may control.
+   */
+  constructor(options: XenHostOptions = {}) {
+    const { addon, hypervisor } = loaded(options.addon);
+    const log = options.log ?? ((level, message) => debug('xen (level %d): %s', level, message));
+    const minLevel = options.log !== undefined || debug.enabled ? XTL_DEBUG : XTL_NEVER;
+    this.hypervisor = hypervisor;
+    this.#xen = openXen(addon, log, minLevel);
+    this.toolstack = options.toolstack ?? noToolstack();
+  }
+
+  async xenVersion(): Promise<XenVersion> {
+    const { major, minor } = this.hypervisor;
+    return { major, minor };
+  }
+
+  /** All domains, the control domain among them. */
+  listDomains(): Promise<DomainInfo[]> {
+    return this.#call(async () => {
+      const list: DomainInfo[] = [];
+      for (let first = 0; ;) {
+        const chunk = await this.#xen.listDomains(first, LIST_CHUNK);
+        for (const info of chunk) list.push(domainInfo(info));
+        const last = chunk.at(-1);
+        if (last === undefined || chunk.length < LIST_CHUNK) return list;
+        first = last.domid + 1;
+      }
+    });
+  }
+
+  openDomain(domid: number): Promise<Domain> {
+    return this.#call(async () => {
+      const info = await this.#xen.domainInfo(domid);
+      if (this.#gate.closed) throw new UsageError('the Xen host was closed meanwhile', { domid });
+      const domain = new XenDomain(this.#xen, info, (closed) => this.#domains.delete(closed));
+      this.#domains.add(domain);
+      return domain;
+    }, domid);
+  }
+
+  mapMachineToPhys(): Promise<MachineToPhys> {
+    return this.#call(async () => new XenMachineToPhys(await this.#xen.mapMachineToPhys()));
+  }
+
+  /** How often each hypercall was made so far, and each kind of mapping. */
+  get calls(): Readonly<Record<string, number>> {
+    return this.#xen.calls;
+  }
+
+  /** Lets no new call in, waits for those under way, closes its domains and then the interfaces. Idempotent. */
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  async #close(): Promise<void> {
+    await this.#gate.close();
+    await Promise.all([...this.#domains].map((domain) => domain.close()));
+    this.#xen.close();
+  }
+
+  async #call<T>(call: () => Promise<T>, domid?: number): Promise<T> {
+    this.#gate.enter();
+    try {
+      return await call();
+    } catch (error) {
+      throw hostError(error, domid);
+    } finally {
+      this.#gate.leave();
+    }
+  }
+}
+
+/** Opens the Xen host that this process runs on; short for `new XenHost(options)`. */
+export function openXenHost(options: XenHostOptions = {}): XenHost {
+  return new XenHost(options);
+}
+
+function loaded(given: NativeAddon | undefined): { addon: NativeAddon; hypervisor: HypervisorVersion } {
+  if (given === undefined) return loadAddonWithXen();
+  if (given.hypervisor === undefined) throw new UsageError('this addon has no Xen');
+  return { addon: given, hypervisor: given.hypervisor() };
+}
+
+function openXen(
+  addon: NativeAddon,
+  log: (level: number, message: string) => void,
+  minLevel: number,
+): NativeXen {
+  const { Xen } = addon;
+  if (Xen === undefined)
+    throw new AddonError('ERR_XEN_ADDON_NO_XEN', 'the native addon was built without Xen');
+  try {
+    return new Xen(log, minLevel);
+  } catch (cause) {
+    throw openError(cause);
+  }
+}
+
+function noToolstack(): Toolstack {
+  throw new UsageError('no toolstack');
+}
