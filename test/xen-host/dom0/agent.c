@@ -1,0 +1,193 @@
+/*
+ * agent PORT: runs commands for the build machine, which sits at the other end of a virtio serial port. One command
+ * at a time; more ports, more agents. When the other end hangs up, the command's processes get SIGTERM.
+ *
+ * Frame, both ways:
+ *   offset size field
+ *        0    1 type: in: X run this shell command, I input, E end of input; out: H hello, O stdout, S stderr, R result
+ *        1    4 length of the payload, little endian
+ *        5    n payload; H: first line of the command; R: exit code as a shell tells it, 4 bytes
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define CHUNK 32768
+
+static int port;
+static int gone; /* the other end hung up during this command */
+
+/* Without a listener, read() and poll() return at once: sleep until the kernel tells of a change. */
+static void wait_for_host(void) {
+  sigset_t set;
+  struct timespec limit = {5, 0};
+  sigemptyset(&set);
+  sigaddset(&set, SIGIO);
+  sigtimedwait(&set, NULL, &limit);
+}
+
+static int read_all(void *to, size_t size) {
+  for (size_t have = 0; have < size;) {
+    ssize_t n = read(port, (char *)to + have, size - have);
+    if (n > 0) {
+      have += n;
+      continue;
+    }
+    if (n == 0) return -1;
+    if (errno == EAGAIN) {
+      struct pollfd p = {port, POLLIN, 0};
+      poll(&p, 1, -1);
+      if (p.revents & POLLHUP && !(p.revents & POLLIN)) return -1;
+    } else if (errno != EINTR) return -1;
+  }
+  return 0;
+}
+
+static void write_all(const void *from, size_t size) {
+  while (size > 0 && !gone) {
+    struct pollfd p = {port, POLLOUT, 0};
+    poll(&p, 1, -1);
+    if (p.revents & POLLHUP) {
+      gone = 1;
+      return;
+    }
+    ssize_t n = write(port, from, size);
+    if (n > 0) {
+      from = (const char *)from + n;
+      size -= n;
+    } else if (n < 0 && errno != EAGAIN && errno != EINTR) gone = 1;
+  }
+}
+
+static void frame(char type, const void *payload, uint32_t size) {
+  static char out[5 + CHUNK];
+  out[0] = type;
+  memcpy(out + 1, &size, 4);
+  memcpy(out + 5, payload, size);
+  write_all(out, 5 + size);
+}
+
+/* Returns 0 at the end of the file, or if there is nothing to read now. */
+static int forward(int fd, char type) {
+  char data[CHUNK];
+  ssize_t n = read(fd, data, sizeof data);
+  if (n > 0) frame(type, data, n);
+  return n > 0;
+}
+
+static pid_t start(const char *command, int in[2], int out[2], int err[2]) {
+  if (pipe2(in, O_CLOEXEC) || pipe2(out, O_CLOEXEC) || pipe2(err, O_CLOEXEC)) return -1;
+  pid_t child = fork();
+  if (child == 0) {
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    setsid();
+    dup2(in[0], 0);
+    dup2(out[1], 1);
+    dup2(err[1], 2);
+    execl("/bin/bash", "bash", "-c", command, (char *)NULL);
+    _exit(127);
+  }
+  close(in[0]);
+  close(out[1]);
+  close(err[1]);
+  return child;
+}
+
+static void run(const char *command) {
+  int in[2], out[2], err[2];
+  char pending[CHUNK]; /* input that the command has not taken yet */
+  size_t first = 0, last = 0;
+  int eof = 0;
+  pid_t child = start(command, in, out, err);
+  if (child < 0) return;
+  int pidfd = syscall(SYS_pidfd_open, child, 0);
+  fcntl(in[1], F_SETFL, O_NONBLOCK);
+  fcntl(out[0], F_SETFL, O_NONBLOCK);
+  fcntl(err[0], F_SETFL, O_NONBLOCK);
+  for (gone = 0; !gone;) {
+    if (first == last && eof && in[1] >= 0) {
+      close(in[1]);
+      in[1] = -1;
+    }
+    struct pollfd p[5] = {{port, first == last && !eof ? POLLIN : 0, 0},
+                          {out[0], POLLIN, 0},
+                          {err[0], POLLIN, 0},
+                          {pidfd, POLLIN, 0},
+                          {first < last ? in[1] : -1, POLLOUT, 0}};
+    poll(p, 5, -1);
+    if (p[0].revents & POLLHUP) gone = 1;
+    else if (p[0].revents & POLLIN) {
+      char type;
+      uint32_t size;
+      if (read_all(&type, 1) || read_all(&size, 4) || size > sizeof pending || read_all(pending, size)) gone = 1;
+      else if (type == 'E') eof = 1;
+      else if (type == 'I') first = 0, last = size;
+    }
+    if (p[4].revents) {
+      ssize_t n = write(in[1], pending + first, last - first);
+      if (n > 0) first += n;
+      else if (n < 0 && errno != EAGAIN) first = last; /* the command wants no input */
+    }
+    if (p[1].revents && !forward(out[0], 'O') && p[1].revents & POLLHUP) close(out[0]), out[0] = -1;
+    if (p[2].revents && !forward(err[0], 'S') && p[2].revents & POLLHUP) close(err[0]), err[0] = -1;
+    if (p[3].revents) {
+      /* What it has written is still in the pipes. Background processes may hold them open: no wait for their end. */
+      int status;
+      while (out[0] >= 0 && forward(out[0], 'O')) continue;
+      while (err[0] >= 0 && forward(err[0], 'S')) continue;
+      waitpid(child, &status, 0);
+      uint32_t code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+      frame('R', &code, 4);
+      break;
+    }
+  }
+  if (gone) kill(-child, SIGTERM);
+  int fds[] = {in[1], out[0], err[0], pidfd};
+  for (int i = 0; i < 4; i++)
+    if (fds[i] >= 0) close(fds[i]);
+}
+
+int main(int argc, char **argv) {
+  sigset_t blocked;
+  sigemptyset(&blocked);
+  sigaddset(&blocked, SIGIO);
+  sigprocmask(SIG_BLOCK, &blocked, NULL);
+  signal(SIGPIPE, SIG_IGN);
+  port = argc > 1 ? open(argv[1], O_RDWR | O_NONBLOCK | O_CLOEXEC) : -1;
+  if (port < 0) {
+    perror("agent");
+    return 1;
+  }
+  fcntl(port, F_SETOWN, getpid());
+  fcntl(port, F_SETFL, O_NONBLOCK | O_ASYNC);
+  for (;;) {
+    char type;
+    uint32_t size;
+    while (waitpid(-1, NULL, WNOHANG) > 0) continue;
+    if (read_all(&type, 1) || read_all(&size, 4) || size > 1 << 20) {
+      wait_for_host();
+      continue;
+    }
+    char *command = calloc(1, size + 1);
+    if (command && read_all(command, size) == 0 && type == 'X') {
+      char *end = strchrnul(command, '\n');
+      size_t length = end - command < 200 ? end - command : 200;
+      gone = 0;
+      frame('H', command, length);
+      run(command);
+    }
+    free(command);
+  }
+}
