@@ -149,6 +149,43 @@ export class TransportError extends XenMigrationError {
   }
 }
 
+/** Facts of an XenstoreError. */
+export interface XenstoreFacts extends ErrorFacts {
+  /** The node, or the special watch, that was spoken of. */
+  readonly path?: string | undefined;
+}
+
+/** xenstored refused, cannot be reached, went away, or speaks something else than its protocol. */
+export class XenstoreError extends XenMigrationError {
+  override readonly name = 'XenstoreError';
+  /** Name of the operation, for instance `XS_READ`; `open` if there was no connection to speak over. */
+  readonly operation: string;
+  /** Positive errno, for instance 13 for EACCES; 104 (ECONNRESET) once the connection is lost. */
+  readonly errno: number;
+  readonly path: string | undefined;
+  constructor(operation: string, errno: number, message: string, facts: XenstoreFacts = {}) {
+    const subject = facts.path === undefined ? operation : `${operation} ${facts.path}`;
+    super('ERR_XEN_XENSTORE', `xenstore: ${subject}: ${message}`, facts);
+    this.operation = operation;
+    this.errno = errno;
+    this.path = facts.path;
+  }
+}
+
+/** The device model (QEMU) refused a command, cannot be reached, went away, or speaks something else than QMP. */
+export class DeviceModelError extends XenMigrationError {
+  override readonly name = 'DeviceModelError';
+  /** The QMP command, for instance `xen-save-devices-state`; `connect` if there was no connection to speak over. */
+  readonly command: string;
+  /** QMP's class of the error, for instance `GenericError` or `CommandNotFound`; undefined if QEMU did not answer. */
+  readonly errorClass: string | undefined;
+  constructor(command: string, errorClass: string | undefined, message: string, facts: ErrorFacts = {}) {
+    super('ERR_XEN_DEVICE_MODEL', `QEMU: ${command}: ${message}`, facts);
+    this.command = command;
+    this.errorClass = errorClass;
+  }
+}
+
 /** Why the native addon cannot be used. */
 export type AddonErrorCode =
   | 'ERR_XEN_ADDON_MISSING'

@@ -12,13 +12,18 @@ export const Errno = {
   EBUSY: 16,
   EEXIST: 17,
   ENODEV: 19,
+  EISDIR: 21,
   EINVAL: 22,
   ENOSPC: 28,
+  EROFS: 30,
   EPIPE: 32,
   ERANGE: 34,
   ENOSYS: 38,
+  ENOTEMPTY: 39,
+  EPROTO: 71,
   EOPNOTSUPP: 95,
   ECONNRESET: 104,
+  EISCONN: 106,
   ETIMEDOUT: 110,
 } as const;
 
