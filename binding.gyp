@@ -1,10 +1,10 @@
 {
   "variables": {
     "variables": {
-      "xen_modules": "xencontrol xenforeignmemory xenevtchn xengnttab xenstore xentoollog"
+      "xen_modules": "xencontrol xenguest xenforeignmemory xenevtchn xencall xentoollog"
     },
     "xen_modules": "<(xen_modules)",
-    "have_xen%": "<!(pkg-config --exists <(xen_modules) 2>/dev/null && echo 1 || echo 0)"
+    "have_xen%": "<!(uname -m | grep -q x86_64 && pkg-config --exists <(xen_modules) 2>/dev/null && echo 1 || echo 0)"
   },
   "targets": [
     {
@@ -32,7 +32,23 @@
       "ldflags": ["-Wl,-z,now"],
       "conditions": [
         ["have_xen==1", {
-          "sources": ["native/hypervisor.cc"],
+          "sources": [
+            "native/arguments.cc",
+            "native/call_log.cc",
+            "native/create.cc",
+            "native/domain.cc",
+            "native/evtchn.cc",
+            "native/grant.cc",
+            "native/handles.cc",
+            "native/hvm.cc",
+            "native/hypervisor.cc",
+            "native/job.cc",
+            "native/logdirty.cc",
+            "native/memory.cc",
+            "native/policy.cc",
+            "native/pv.cc",
+            "native/xen_handle.cc"
+          ],
           "defines": ["XM_XEN_VERSION=<!(pkg-config --modversion xencontrol)"],
           "cflags_cc": ["<!@(pkg-config --cflags <(xen_modules))"],
           "libraries": ["<!@(pkg-config --libs <(xen_modules))"]

@@ -192,7 +192,8 @@ export type AddonErrorCode =
   | 'ERR_XEN_ADDON_NO_XEN'
   | 'ERR_XEN_ADDON_LIBRARY'
   | 'ERR_XEN_NO_PRIVCMD'
-  | 'ERR_XEN_PERMISSION';
+  | 'ERR_XEN_PERMISSION'
+  | 'ERR_XEN_VERSION_MISMATCH';
 
 /** The native addon, or what it needs of this machine, is missing. The message names the cure. */
 export class AddonError extends XenMigrationError {

@@ -5,7 +5,9 @@
 #include "signal.h"
 #include "watch.h"
 #if XM_HAVE_XEN
+#include "evtchn.h"
 #include "hypervisor.h"
+#include "xen_handle.h"
 #endif
 
 namespace xm {
@@ -15,13 +17,28 @@ Addon::Addon(Napi::Env env, Napi::Object exports) {
                            InstanceValue("build", BuildFacts(env), napi_enumerable),
                            InstanceMethod<&Addon::Mapped>("mapped", napi_enumerable),
                        });
-  exports.Set("PageMap", PageMap::Define(env));
+  const Napi::Function page_map = PageMap::Define(env);
+  page_map_ = Napi::Persistent(page_map);
+  exports.Set("PageMap", page_map);
   exports.Set("BlockingFd", BlockingFd::Define(env));
   exports.Set("watchReadable", Napi::Function::New<WatchReadable>(env, "watchReadable"));
   exports.Set("unblockSignal", Napi::Function::New<UnblockSignal>(env, "unblockSignal"));
 #if XM_HAVE_XEN
   exports.Set("hypervisor", Napi::Function::New<Hypervisor>(env, "hypervisor"));
+  exports.Set("Xen", Xen::Define(env));
+  exports.Set("Evtchn", Evtchn::Define(env));
 #endif
+}
+
+Napi::Object Addon::NewPageMap(std::shared_ptr<Region> region) {
+  // Handed over beside the arguments: what JavaScript can pass, it could forge.
+  region_ = std::move(region);
+  try {
+    return page_map_.Value().New({});
+  } catch (const Napi::Error&) {
+    region_.reset();
+    throw;
+  }
 }
 
 /** mapped(): { regions, bytes }: what this environment holds, also what JavaScript forgot to release. */

@@ -1,68 +1,66 @@
 #include "hypervisor.h"
 
 #include <cerrno>
-#include <cstdarg>
-#include <cstdio>
+#include <cstring>
 #include <string>
 
+#include "call_log.h"
 #include "error.h"
-#include "region.h"
-#include "xen.h"
+#include "handles.h"
+#include "xen_handle.h"
 
 namespace xm {
 
-static_assert(XC_PAGE_SIZE == kPageSize, "guest pages are 4 KiB");
-
 namespace {
 
-/** Keeps the last message: by itself libxenctrl would print it to standard error. */
-struct LastMessage : xentoollog_logger {
-  std::string text;
+void SetVersion(const Handles& handles, Napi::Object& out) {
+  const int version = Check("xc_version", xc_version(handles.xc(), XENVER_version, nullptr));
+  xen_extraversion_t extra = {};
+  Check("xc_version", xc_version(handles.xc(), XENVER_extraversion, &extra));
+  xen_capabilities_info_t capabilities = {};
+  Check("xc_version", xc_version(handles.xc(), XENVER_capabilities, &capabilities));
+  out.Set("major", static_cast<uint32_t>(version) >> 16);
+  out.Set("minor", static_cast<uint32_t>(version) & 0xffff);
+  out.Set("extra", std::string(extra, strnlen(extra, sizeof extra)));
+  out.Set("capabilities", std::string(capabilities, strnlen(capabilities, sizeof capabilities)));
+}
 
-  LastMessage() : xentoollog_logger{Message, nullptr, Destroy} {}
-
-  __attribute__((format(printf, 5, 0))) static void Message(xentoollog_logger* self, xentoollog_level level, int,
-                                                            const char*, const char* format, va_list args) {
-    if (level < XTL_ERROR) return;
-    char line[256];
-    std::vsnprintf(line, sizeof line, format, args);
-    static_cast<LastMessage*>(self)->text = line;
+void SetGuests(const Handles& handles, Napi::Object& out) {
+  xc_physinfo_t physinfo = {};
+  if (xc_physinfo(handles.xc(), &physinfo) != 0) {
+    out.Set("physinfoErrno", errno);
+    return;
   }
-  /** The logger lives on the caller's stack. */
-  static void Destroy(xentoollog_logger*) {}
-};
+  const auto can = [&physinfo](uint32_t capability) { return (physinfo.capabilities & capability) != 0; };
+  auto guests = Napi::Object::New(out.Env());
+  guests.Set("pv", can(XEN_SYSCTL_PHYSCAP_pv));
+  guests.Set("hvm", can(XEN_SYSCTL_PHYSCAP_hvm));
+  guests.Set("hap", can(XEN_SYSCTL_PHYSCAP_hap));
+  guests.Set("shadow", can(XEN_SYSCTL_PHYSCAP_shadow));
+  out.Set("guests", guests);
+}
 
-/** An open libxenctrl handle. */
-class Interface {
- public:
-  explicit Interface(xentoollog_logger* log) : handle_(xc_interface_open(log, log, 0)) {}
-  ~Interface() {
-    if (handle_ != nullptr) xc_interface_close(handle_);
-  }
-  Interface(const Interface&) = delete;
-  Interface& operator=(const Interface&) = delete;
-  xc_interface* get() const { return handle_; }
-
- private:
-  xc_interface* handle_;
-};
+/** Any hypervisor tells its version; what is done to domains it refuses to a library of another release, with EACCES. */
+void TryDomctl(const Handles& handles, Napi::Object& out) {
+  xen_domctl domctl = NewDomctl(XEN_DOMCTL_getdomaininfo, 0);
+  if (xc_domctl(handles.xc(), &domctl) != 0) out.Set("domctlErrno", errno);
+}
 
 }  // namespace
 
 Napi::Value Hypervisor(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  LastMessage log;
-  const Interface xen(&log);
-  if (xen.get() == nullptr) throw ErrnoError(env, "xc_interface_open", errno, log.text);
-  const int version = xc_version(xen.get(), XENVER_version, nullptr);
-  if (version < 0) throw ErrnoError(env, "xc_version", errno, log.text);
-  xen_extraversion_t extra = {};
-  if (xc_version(xen.get(), XENVER_extraversion, &extra) < 0) throw ErrnoError(env, "xc_version", errno, log.text);
+  CallLog log(XTL_NUM_LEVELS);
+  const CallLog::Capture capture(log);
   auto out = Napi::Object::New(env);
-  out.Set("major", static_cast<uint32_t>(version) >> 16);
-  out.Set("minor", static_cast<uint32_t>(version) & 0xffff);
-  extra[sizeof extra - 1] = '\0';
-  out.Set("extra", std::string(extra));
+  try {
+    const Handles handles;
+    SetVersion(handles, out);
+    SetGuests(handles, out);
+    TryDomctl(handles, out);
+  } catch (const CallError& error) {
+    throw ErrnoError(env, error.syscall, error.errnum, log.error());
+  }
   return out;
 }
 

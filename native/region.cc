@@ -61,10 +61,14 @@ Napi::Function PageMap::Define(Napi::Env env) {
 
 PageMap::PageMap(const Napi::CallbackInfo& info) : Napi::ObjectWrap<PageMap>(info) {
   const Napi::Env env = info.Env();
-  const std::size_t bytes = IntegerArgument(info, 0, "pages", 1, kMaxPages) * kPageSize;
-  void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (base == MAP_FAILED) throw ErrnoError(env, "mmap", errno);
-  region_ = std::make_shared<Region>(base, bytes, env.GetInstanceData<Addon>()->mapped());
+  Addon* addon = env.GetInstanceData<Addon>();
+  region_ = addon->TakeRegion();
+  if (region_ == nullptr) {
+    const std::size_t bytes = IntegerArgument(info, 0, "pages", 1, kMaxPages) * kPageSize;
+    void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED) throw ErrnoError(env, "mmap", errno);
+    region_ = std::make_shared<Region>(base, bytes, addon->mapped());
+  }
   info.This().As<Napi::Object>().TypeTag(&kPageMapTag);
 }
 

@@ -48,7 +48,7 @@ class Region {
 /**
  * The JavaScript class: `new PageMap(pages)`, `buffer()`, `release()`, `live`, `byteLength`.
  *
- * The pages are anonymous memory; frames of a guest come by the same class, with another way to map.
+ * The pages are anonymous memory; frames of a guest, mapped by Xen::MapFrames(), come by the same class.
  * Counting who still reads the pages is TypeScript's work (lib/host/xen/leases.ts): release() here is immediate.
  */
 class PageMap : public Napi::ObjectWrap<PageMap> {

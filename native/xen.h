@@ -7,6 +7,12 @@
 #include <stdint.h>
 
 extern "C" {
+#include <xencall.h>
 #include <xenctrl.h>
+#include <xenevtchn.h>
+#include <xenforeignmemory.h>
+#include <xenguest.h>
 #include <xentoollog.h>
 }
+
+#include "compat.h"

@@ -2,11 +2,12 @@
  * The loader of the native addon, whose surface native.ts declares.
  *
  * The library works without it; only what needs a hypercall or a mapped frame loads it, on first use. Not being able
- * to is an AddonError whose code tells the three cases apart (not built, built without Xen, a library missing now)
- * and whose message names the cure.
+ * to is an AddonError whose code tells the cases apart (not built, built without Xen, a library missing now; no Xen here,
+ * no permission, a hypervisor of another release than the library) and whose message names the cure.
  */
 import bindings from 'bindings';
 import { fileURLToPath } from 'node:url';
+import { Errno } from '../../abi/errno.js';
 import { AddonError } from '../../errors.js';
 import type { AddonBuild, HypervisorVersion, NativeAddon } from './native.js';
 
@@ -38,9 +39,18 @@ export function loadAddon(root: string = PACKAGE_ROOT): NativeAddon {
 /**
  * Loads the addon and makes sure that it can speak to a hypervisor.
  *
- * @throws AddonError as `loadAddon`, or `ERR_XEN_ADDON_NO_XEN`, `ERR_XEN_NO_PRIVCMD`, `ERR_XEN_PERMISSION`.
+ * @throws AddonError as `loadAddon`, or `ERR_XEN_ADDON_NO_XEN`, `ERR_XEN_NO_PRIVCMD`, `ERR_XEN_PERMISSION`,
+ * `ERR_XEN_VERSION_MISMATCH`.
  */
 export function loadAddonWithXen(root?: string): { addon: NativeAddon; hypervisor: HypervisorVersion } {
+  const { addon, hypervisor } = reachXen(root);
+  const problem = refusal(addon.build, hypervisor);
+  if (problem !== undefined) throw problem;
+  return { addon, hypervisor };
+}
+
+/** The hypervisor that answers, whether or not it does what it is asked. */
+function reachXen(root?: string): { addon: NativeAddon; hypervisor: HypervisorVersion } {
   const addon = loadAddon(root);
   if (addon.hypervisor === undefined) {
     throw new AddonError(
@@ -61,7 +71,7 @@ export interface XenProbe {
   readonly build?: AddonBuild;
   /** Absent if there is no Xen to speak to. */
   readonly hypervisor?: HypervisorVersion;
-  /** Why one of the two is absent. */
+  /** Why one of the two is absent, or why the hypervisor cannot be used. */
   readonly problem?: AddonError;
 }
 
@@ -70,7 +80,9 @@ export function probeXen(root?: string): XenProbe {
   let build: AddonBuild | undefined;
   try {
     build = loadAddon(root).build;
-    return { build, hypervisor: loadAddonWithXen(root).hypervisor };
+    const { hypervisor } = reachXen(root);
+    const problem = refusal(build, hypervisor);
+    return problem === undefined ? { build, hypervisor } : { build, hypervisor, problem };
   } catch (problem) {
     if (!(problem instanceof AddonError)) throw problem;
     return build === undefined ? { problem } : { build, problem };
@@ -130,6 +142,26 @@ function noHypervisor(cause: unknown): AddonError {
     'ERR_XEN_NO_PRIVCMD',
     `no Xen to speak to: this system does not run as a Xen control domain (${message})`,
     { cause },
+  );
+}
+
+/** A hypervisor that tells its version to everybody may still refuse to do anything for this library, or this domain. */
+function refusal(build: AddonBuild, hypervisor: HypervisorVersion): AddonError | undefined {
+  const errno = hypervisor.domctlErrno ?? hypervisor.physinfoErrno;
+  if (errno === undefined) return undefined;
+  const running = `${String(hypervisor.major)}.${String(hypervisor.minor)}${hypervisor.extra}`;
+  // EACCES: the interface version of the domctl or sysctl is not the hypervisor's own.
+  if (errno !== Errno.EACCES) {
+    return new AddonError(
+      'ERR_XEN_PERMISSION',
+      `Xen ${running} refuses to act on domains (errno ${String(errno)}): run in its control domain, as root`,
+    );
+  }
+  return new AddonError(
+    'ERR_XEN_VERSION_MISMATCH',
+    `the native addon uses the libraries of Xen ${String(build.xenVersion)}, which the running Xen ${running} refuses: ` +
+      `boot the hypervisor that the libraries belong to; or install the libraries and libxen-dev of Xen ` +
+      `${String(hypervisor.major)}.${String(hypervisor.minor)}, then ${REBUILD}`,
   );
 }
 

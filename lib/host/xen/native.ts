@@ -19,12 +19,30 @@ export interface AddonBuild {
   readonly napiVersion: number;
 }
 
-/** The running hypervisor, as XENVER_version and XENVER_extraversion tell it. */
+/** What XEN_SYSCTL_physinfo says of guests. */
+export interface HypervisorGuests {
+  readonly pv: boolean;
+  readonly hvm: boolean;
+  /** Hardware-assisted paging. */
+  readonly hap: boolean;
+  /** Shadow paging. Without it, what a PV guest writes cannot be logged: it cannot be migrated live. */
+  readonly shadow: boolean;
+}
+
+/** The running hypervisor, as XENVER_version, XENVER_extraversion and XENVER_capabilities tell it. */
 export interface HypervisorVersion {
   readonly major: number;
   readonly minor: number;
   /** What follows `major.minor`, for instance `.4`. */
   readonly extra: string;
+  /** Guest interfaces, with blanks between: `xen-3.0-x86_64 hvm-3.0-x86_32 …`. */
+  readonly capabilities?: string;
+  /** Absent if the hypervisor does not tell: `physinfoErrno` says why. */
+  readonly guests?: HypervisorGuests;
+  /** EACCES (13): the library is of another release of Xen than the hypervisor. EPERM (1): not the control domain. */
+  readonly physinfoErrno?: number;
+  /** Why XEN_DOMCTL_getdomaininfo of domain 0 was refused; absent if it was not. As `physinfoErrno`. */
+  readonly domctlErrno?: number;
 }
 
 /**
@@ -210,7 +228,10 @@ export interface NativeFdWatch {
  * thread, one operation at a time (a second one queues). The descriptor stays the caller's and is not closed.
  */
 export interface NativeBlockingFd {
-  /** Writes all bytes of all views, in the fewest `writev` calls. The views are kept alive until it is over. */
+  /**
+   * Writes all bytes of all views, in the fewest `writev` calls. The views are kept alive until it is over. Once a write has
+   * failed, all later ones fail in the same way and write nothing.
+   */
   write(views: readonly Uint8Array[]): Promise<void>;
   /**
    * Reads until `into` is full or the stream has ended. Resolves to the bytes read; never asks the kernel for more than
