@@ -52,6 +52,19 @@ export interface DomainInfo {
   readonly maxPages: number;
   /** gfn of the shared info page (PV: its mfn). */
   readonly sharedInfoFrame: number;
+  /** What only people look at. A host need not tell it. */
+  readonly use?: DomainUse | undefined;
+}
+
+/** What a domain does at this moment, and what it has done. */
+export interface DomainUse {
+  /** One of its vcpus runs now. */
+  readonly running: boolean;
+  /** All of its vcpus wait for events. */
+  readonly blocked: boolean;
+  readonly onlineVcpus: number;
+  /** Time that its vcpus have run, ms. */
+  readonly cpuMs: number;
 }
 
 /**
@@ -145,7 +158,7 @@ export interface Domain {
   disableLogDirty(): Promise<void>;
   /**
    * CLEAN copies the bitmap and clears it, PEEK only copies. Bit n of word n/32 is pfn n; `bitmap` has at least
-   * `pages` bits and is overwritten. `final` (LOGDIRTY_FINAL): mark also pages that Xen keeps mapped writable; only
+   * `pages` bits and is overwritten; with log-dirty off it is empty, and that is no error. `final` (LOGDIRTY_FINAL): mark also pages that Xen keeps mapped writable; only
    * when the guest is suspended.
    */
   logDirty(
@@ -167,9 +180,9 @@ export interface Domain {
   hvmParam(index: number): Promise<bigint>;
   setHvmParam(index: number, value: bigint): Promise<void>;
 
-  /** PV only. */
+  /** PV only (EOPNOTSUPP). */
   guestWidth(): Promise<GuestWidth>;
-  /** XEN_DOMCTL_set_address_size: only before the domain has memory. */
+  /** XEN_DOMCTL_set_address_size: to 4 only before the domain has memory (EACCES), never back to 8 (EINVAL). */
   setGuestWidth(width: GuestWidth): Promise<void>;
   vcpuOnline(vcpu: number): Promise<boolean>;
   /** One kind of state of one vcpu, with machine frames in it. Empty if the vcpu has none of this kind. */

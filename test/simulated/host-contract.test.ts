@@ -1,5 +1,7 @@
+import { afterEach, beforeEach, describe, it } from 'vitest';
 import { SimulatedHost } from '../../lib/testing.js';
-import { hostContract, type ContractSubject } from '../contract/host-contract.js';
+import { hostContract } from '../contract/host-contract.js';
+import type { ContractSubject } from '../contract/subject.js';
 
 function open(guardMappings: boolean): () => Promise<ContractSubject> {
   return async () => {
@@ -20,7 +22,8 @@ function open(guardMappings: boolean): () => Promise<ContractSubject> {
   };
 }
 
+const runner = { describe, it, beforeEach, afterEach };
 const kinds = ['hvm', 'pvh', 'pv', 'pv32'] as const;
 
-hostContract('a simulated host', kinds, open(false), { viewsOutliveRelease: true });
-hostContract('a simulated host that guards its mappings', ['hvm', 'pv'], open(true));
+hostContract(runner, 'a simulated host', kinds, open(false), { viewsOutliveRelease: true });
+hostContract(runner, 'a simulated host that guards its mappings', ['hvm', 'pv'], open(true));

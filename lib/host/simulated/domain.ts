@@ -132,17 +132,16 @@ export class SimulatedDomain implements Domain {
 
   async guestWidth(): Promise<GuestWidth> {
     await this.#enter('guestWidth', 'XEN_DOMCTL_get_address_size');
-    return this.#state.pv?.width ?? 8;
+    return this.#pvOnly('XEN_DOMCTL_get_address_size').width;
   }
 
   async setGuestWidth(width: GuestWidth): Promise<void> {
     await this.#enter('setGuestWidth', 'XEN_DOMCTL_set_address_size', width);
-    const { pv, totPages } = this.#state;
-    if ((pv?.width ?? 8) === width) return;
-    if (pv === undefined || totPages > 0) {
-      const why = pv === undefined ? 'not a PV domain' : 'the domain has memory';
-      throw this.#refusal('XEN_DOMCTL_set_address_size', Errno.EACCES, why);
-    }
+    const syscall = 'XEN_DOMCTL_set_address_size';
+    const pv = this.#pvOnly(syscall);
+    if (pv.width === width) return;
+    if (width === 8) throw this.#refusal(syscall, Errno.EINVAL, 'a 32-bit domain stays one');
+    if (this.#state.totPages > 0) throw this.#refusal(syscall, Errno.EACCES, 'the domain has memory');
     pv.setWidth(width);
   }
 
@@ -205,6 +204,13 @@ export class SimulatedDomain implements Domain {
 
   #hvmOnly(syscall: string): void {
     if (!this.#state.hvm) throw this.#refusal(syscall, Errno.EINVAL, 'not an HVM domain');
+  }
+
+  /** The calls that an HVM domain does not have, others than those whose arguments it does not fit. */
+  #pvOnly(syscall: string): PvDomain {
+    const { pv } = this.#state;
+    if (pv === undefined) throw this.#refusal(syscall, Errno.EOPNOTSUPP, 'not a PV domain');
+    return pv;
   }
 
   #pv(syscall: string): PvDomain {
