@@ -119,6 +119,9 @@ class FdThread {
   bool working_ = false;
   bool armed_ = false;
 
+  /** errno of the first write that failed. Of the thread alone. */
+  int broken_ = 0;
+
   /** Operations that JavaScript waits for, in their order. Of the thread of JavaScript alone. */
   std::deque<std::unique_ptr<Operation>> pending_;
 };
@@ -283,6 +286,11 @@ int FdThread::Once(Operation& op, std::size_t& piece, std::size_t& left) {
 }
 
 void FdThread::Do(Operation& op) {
+  // What comes after bytes that are missing is no stream any more.
+  if (op.write && broken_ != 0) {
+    op.errnum = broken_;
+    return;
+  }
   std::size_t left = 0;
   for (const iovec& piece : op.pieces) left += piece.iov_len;
   std::size_t piece = 0;
@@ -299,6 +307,7 @@ void FdThread::Do(Operation& op) {
     }
     if (errnum == 0 || errnum == EINTR) continue;
     op.errnum = Cancelled() ? ECANCELED : errnum;
+    if (op.write) broken_ = op.errnum;
     return;
   }
   // The end of a stream that was spoiled is no end.

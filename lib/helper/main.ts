@@ -1,0 +1,10 @@
+#!/usr/bin/env node
+/** The program `xen-migrate-save-helper`, which libxl starts in place of its own helper: LIBXL_SAVE_HELPER. */
+import { runHelper } from './helper.js';
+import { worldOfProcess } from './process.js';
+
+const world = worldOfProcess(async (log) => {
+  const { XenHost } = await import('../host/xen/host.js');
+  return new XenHost({ log });
+});
+process.exit(await runHelper(world));
