@@ -1,8 +1,8 @@
 /** The link over xenstored's Unix socket. */
-import * as net from 'node:net';
+import type * as net from 'node:net';
 import { Errno } from '../../abi/errno.js';
-import { TimeoutError, XenstoreError } from '../../errors.js';
-import { cancellation } from '../../transport/failure.js';
+import { XenstoreError } from '../../errors.js';
+import { connectUnix } from '../unix-socket.js';
 import type { LinkEvents, XenstoreLink } from './link.js';
 
 class SocketLink implements XenstoreLink {
@@ -10,15 +10,10 @@ class SocketLink implements XenstoreLink {
   readonly serial = false;
   readonly #socket: net.Socket;
   #events: LinkEvents | undefined;
-  #cause: unknown;
 
   constructor(socket: net.Socket, path: string) {
     this.#socket = socket;
     this.name = path;
-    // Stays for good: an error of a closed socket must not become an unhandled event.
-    socket.on('error', (error) => {
-      this.#cause ??= error;
-    });
   }
 
   start(events: LinkEvents): void {
@@ -27,7 +22,7 @@ class SocketLink implements XenstoreLink {
     const onClose = (): void => {
       const lost = this.#events;
       this.#events = undefined;
-      lost?.onLost(connectionLost(this.name, this.#cause));
+      lost?.onLost(connectionLost(this.name, this.#socket.errored));
     };
     this.#socket.on('close', onClose);
     // Broken between 'connect' and now: 'close' may have been before.
@@ -58,39 +53,9 @@ export function connectionLost(name: string, cause: unknown): XenstoreError {
  * @returns a link that has not been started
  * @throws Node's error if it cannot be connected; TimeoutError; CancelledError
  */
-export function connectSocket(
+export async function connectSocket(
   path: string,
   options: { readonly signal?: AbortSignal | undefined; readonly timeoutMs: number },
 ): Promise<XenstoreLink> {
-  const { signal, timeoutMs } = options;
-  return new Promise((resolve, reject) => {
-    if (signal?.aborted === true) {
-      reject(cancellation(signal.reason, `connecting to ${path}`));
-      return;
-    }
-    const socket = net.connect({ path });
-    const settle = (): void => {
-      clearTimeout(timer);
-      signal?.removeEventListener('abort', onAbort);
-      socket.off('error', fail);
-    };
-    const fail = (error: unknown): void => {
-      settle();
-      socket.on('error', () => undefined);
-      socket.destroy();
-      // eslint-disable-next-line @typescript-eslint/prefer-promise-reject-errors -- as it came
-      reject(error);
-    };
-    const onAbort = (): void => fail(cancellation(signal?.reason, `connecting to ${path}`));
-    const timer = setTimeout(
-      () => fail(new TimeoutError('xenstore', timeoutMs, `${path} did not accept the connection`)),
-      timeoutMs,
-    );
-    signal?.addEventListener('abort', onAbort, { once: true });
-    socket.once('error', fail);
-    socket.once('connect', () => {
-      settle();
-      resolve(new SocketLink(socket, path));
-    });
-  });
+  return new SocketLink(await connectUnix(path, { ...options, phase: 'xenstore' }), path);
 }

@@ -188,12 +188,14 @@ export function encodeString(text: string): Uint8Array {
 }
 
 /**
- * A path and its NUL. Which characters are allowed is left to xenstored; what would break the message is not.
+ * A path and its NUL. Which characters are allowed is left to xenstored; what would break the message is not. Relative
+ * paths are refused: xenstored takes them for domain 0's own.
  *
- * @throws UsageError if it is empty, has a NUL, or is longer than XENSTORE_ABS_PATH_MAX
+ * @throws UsageError if it does not begin with `/` or `@`, has a NUL, or is longer than XENSTORE_ABS_PATH_MAX
  */
 export function encodePath(path: string): Uint8Array {
-  if (path === '') throw new UsageError('a xenstore path must not be empty');
+  if (!/^[/@]/.test(path))
+    throw new UsageError(`a xenstore path must be absolute, not ${JSON.stringify(path)}`);
   if (path.includes('\0')) throw new UsageError('a xenstore path must not contain a NUL');
   const bytes = encodeString(path);
   if (bytes.length - 1 > XENSTORE_ABS_PATH_MAX) {

@@ -229,6 +229,7 @@ class Server implements FakeXenstored {
         if (store.has(first)) return OK;
         return change(creation(store, first, ''));
       case T.XS_RM:
+        if (first === '/') throw new Refusal('EINVAL');
         if (!store.has(first)) {
           look(parentOf(first));
           return OK;
@@ -378,7 +379,7 @@ function latin1(bytes: Uint8Array): string {
 
 /** `/` or segments of the permitted characters. */
 function isPath(node: string): boolean {
-  return node === '/' || (/^(?:\/[\w@-]+)+$/.test(node) && node.length <= 3072);
+  return node === '/' || (/^(?:\/[\w@-]+)+$/.test(node) && node.length <= 2048);
 }
 
 function parentOf(node: string): string {

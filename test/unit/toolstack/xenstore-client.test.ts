@@ -104,6 +104,7 @@ describe('nodes', () => {
 
   it('that cannot be sent are not sent', async () => {
     await expect(client.read('')).rejects.toThrow(UsageError);
+    await expect(client.read('relative')).rejects.toThrow('must be absolute, not "relative"');
     await expect(client.write('/a\0b', 'x')).rejects.toThrow(UsageError);
     await expect(client.read(`/${'a'.repeat(3072)}`)).rejects.toThrow(UsageError);
     await expect(client.write('/a', 'x'.repeat(4096))).rejects.toMatchObject({
