@@ -1,12 +1,15 @@
 /** HVM parameters, from Xen's public hvm/params.h. */
 export const HvmParam = {
+  CALLBACK_IRQ: 0,
   STORE_PFN: 1,
   STORE_EVTCHN: 2,
   PAE_ENABLED: 4,
   IOREQ_PFN: 5,
   BUFIOREQ_PFN: 6,
   VIRIDIAN: 9,
+  TIMER_MODE: 10,
   IDENT_PT: 12,
+  ACPI_S_STATE: 14,
   VM86_TSS: 15,
   CONSOLE_PFN: 17,
   CONSOLE_EVTCHN: 18,
