@@ -4,13 +4,14 @@
  */
 import { UsageError, XenMigrationError } from '../errors.js';
 import type { Host } from '../host/host.js';
+import type { Toolstack } from '../toolstack/toolstack.js';
 import type { BlockingFd } from '../transport/blocking.js';
 import { parseHelperArguments, StreamType, type HelperArguments } from './arguments.js';
 import { Channel, type ChannelPort } from './channel.js';
 import { errnoOf } from './errno.js';
 import { HelperLog } from './log.js';
 import { encodeComplete, encodeRestoreResults, LogLevel } from './protocol.js';
-import type { RestoreResults } from './toolstack.js';
+import { LibxlToolstack, type RestoreResults } from './toolstack.js';
 import { tunablesFrom } from './tunables.js';
 
 /** What surrounds a helper. */
@@ -19,8 +20,8 @@ export interface HelperWorld {
   readonly argv: readonly string[];
   readonly env: Readonly<Record<string, string | undefined>>;
   readonly port: ChannelPort;
-  /** The hypervisor. `log` takes libxenctrl's lines. */
-  openHost(log: (level: number, text: string) => void): Promise<Host>;
+  /** The hypervisor, with libxl as its toolstack. `log` takes libxenctrl's lines. */
+  openHost(toolstack: Toolstack, log: (level: number, text: string) => void): Promise<Host>;
   openFd(fd: number): BlockingFd | Promise<BlockingFd>;
   /** Lets SIGTERM through, whatever its mask was; from now on it calls `handler`, or ends the process without one. */
   onTerminate(handler: (() => void) | undefined): void;
@@ -75,12 +76,13 @@ async function serve(
   log: HelperLog,
 ): Promise<RestoreResults | undefined> {
   if (args.streamType !== StreamType.PLAIN) throw checkpointed(args);
-  const openHost = (): Promise<Host> => world.openHost((level, text) => log.library(level, text));
+  const toolstack = new LibxlToolstack(channel, args);
+  const openHost = (): Promise<Host> => world.openHost(toolstack, (level, text) => log.library(level, text));
   if (args.mode === 'restore') {
     const [{ restoreForLibxl }, host] = await Promise.all([import('./restore.js'), openHost()]);
     world.onTerminate(undefined);
     return closing(host, async () =>
-      restoreForLibxl({ args, host, fd: await world.openFd(args.ioFd), channel, log }),
+      restoreForLibxl({ args, host, toolstack, fd: await world.openFd(args.ioFd), channel, log }),
     );
   }
 
@@ -90,7 +92,7 @@ async function serve(
   await closing(host, async () => {
     const fd = await world.openFd(args.ioFd);
     world.onTerminate(() => stop.abort(terminated()));
-    await saveForLibxl({ args, host, fd, channel, log, limits, signal: stop.signal });
+    await saveForLibxl({ args, host, toolstack, fd, channel, log, limits, signal: stop.signal });
   });
   return undefined;
 }

@@ -3,8 +3,8 @@
 import { runHelper } from './helper.js';
 import { worldOfProcess } from './process.js';
 
-const world = worldOfProcess(async (log) => {
+const world = worldOfProcess(async (toolstack, log) => {
   const { XenHost } = await import('../host/xen/host.js');
-  return new XenHost({ log });
+  return new XenHost({ toolstack, log });
 });
 process.exit(await runHelper(world));

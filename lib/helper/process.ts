@@ -2,7 +2,6 @@
 import fs from 'node:fs';
 import { constants } from 'node:os';
 import { debug } from '../debug.js';
-import type { Host } from '../host/host.js';
 import { loadAddon } from '../host/xen/addon.js';
 import type { ChannelPort } from './channel.js';
 import type { HelperWorld } from './helper.js';
@@ -54,7 +53,7 @@ export function worldOfProcess(openHost: HelperWorld['openHost']): HelperWorld {
     argv: process.argv.slice(2),
     env: process.env,
     port: libxlPort(),
-    openHost: (log): Promise<Host> => openHost(log),
+    openHost,
     openFd: (fd) => new (loadAddon().BlockingFd)(fd),
     onTerminate(handler) {
       if (handler !== undefined) process.on('SIGTERM', handler);

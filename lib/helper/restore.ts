@@ -7,11 +7,12 @@ import type { RestoreArguments } from './arguments.js';
 import type { Channel } from './channel.js';
 import type { HelperLog } from './log.js';
 import { LogLevel } from './protocol.js';
-import { LibxlToolstack, type RestoreResults } from './toolstack.js';
+import type { LibxlToolstack, RestoreResults } from './toolstack.js';
 
 export interface RestoreParts {
   readonly args: RestoreArguments;
   readonly host: Host;
+  readonly toolstack: LibxlToolstack;
   readonly fd: BlockingFd;
   readonly channel: Channel;
   readonly log: HelperLog;
@@ -19,11 +20,10 @@ export interface RestoreParts {
 
 /** Restores the guest, and leaves it paused. Not a byte is read behind the stream's END: libxl goes on there. */
 export async function restoreForLibxl(parts: RestoreParts): Promise<RestoreResults> {
-  const { args, host, fd, channel, log } = parts;
-  const { domid, wiring, callbacks } = args;
+  const { args, host, toolstack, fd, channel, log } = parts;
+  const { domid, wiring } = args;
   const control = new JobControl('restore', domid, {});
   channel.onLost = (error) => control.cancel(error);
-  const toolstack = new LibxlToolstack(channel, callbacks, wiring);
   const source = new BlockingSource(fd, { name: `fd ${args.ioFd}` });
   const options = { domid, format: 'libxc', run: false, toolstack, wiring } as const;
   const result = await control.run(() => runRestore(control, host, source, options));

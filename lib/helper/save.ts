@@ -5,12 +5,12 @@ import { JobControl } from '../job.js';
 import { runSave } from '../save/save.js';
 import { SaveSteering } from '../save/steering.js';
 import type { SaveLimits, SaveOptions } from '../save/types.js';
+import type { Toolstack } from '../toolstack/toolstack.js';
 import { BlockingSink, type BlockingFd } from '../transport/blocking.js';
 import type { SaveArguments } from './arguments.js';
 import type { Channel } from './channel.js';
 import { SaveProgress, type HelperLog } from './log.js';
 import { LogLevel } from './protocol.js';
-import { LibxlToolstack } from './toolstack.js';
 
 /**
  * Longest wait for libxl's answer to the suspend callback, ms. libxl has limits of its own (60 s for the guest to
@@ -21,6 +21,7 @@ const SUSPEND_TIMEOUT_MS = 600_000;
 export interface SaveParts {
   readonly args: SaveArguments;
   readonly host: Host;
+  readonly toolstack: Toolstack;
   readonly fd: BlockingFd;
   readonly channel: Channel;
   readonly log: HelperLog;
@@ -31,8 +32,8 @@ export interface SaveParts {
 
 /** Saves the guest. Rejects with an error of this library, log-dirty off and the stream spoiled. */
 export async function saveForLibxl(parts: SaveParts): Promise<void> {
-  const { args, host, fd, channel, log, limits, signal } = parts;
-  const { domid, live, debug: verify, callbacks } = args;
+  const { args, host, toolstack, fd, channel, log, limits, signal } = parts;
+  const { domid, live, debug: verify } = args;
   const progress = new SaveProgress(channel, live);
   const control = new JobControl('save', domid, {
     signal,
@@ -47,7 +48,7 @@ export async function saveForLibxl(parts: SaveParts): Promise<void> {
     verify,
     afterwards: 'suspended',
     suspendTimeoutMs: SUSPEND_TIMEOUT_MS,
-    toolstack: new LibxlToolstack(channel, callbacks),
+    toolstack,
   };
   const result = await control.run(async () => {
     if (channel.lost !== undefined) throw channel.lost;

@@ -6,7 +6,7 @@ import { debug } from '../debug.js';
 import { DeviceModelError, GuestError, UsageError } from '../errors.js';
 import { SaveErrorCode } from '../save/codes.js';
 import type { BackendWiring, MissingStaticData, Toolstack } from '../toolstack/toolstack.js';
-import { wants } from './arguments.js';
+import { wants, type HelperArguments } from './arguments.js';
 import type { Channel } from './channel.js';
 import {
   encodeStaticDataDone,
@@ -29,14 +29,11 @@ export class LibxlToolstack implements Toolstack {
   readonly #wiring: BackendWiring | undefined;
   #results: RestoreResults | undefined;
 
-  /**
-   * @param callbacks libxl's cbflags: a callback that is not among them must not be called
-   * @param wiring Of a restore
-   */
-  constructor(channel: Channel, callbacks: number, wiring?: BackendWiring) {
+  /** @param args Of them, cbflags (a callback that is not among them must not be called), and the wiring of a restore */
+  constructor(channel: Channel, args: HelperArguments) {
     this.#channel = channel;
-    this.#callbacks = callbacks;
-    this.#wiring = wiring;
+    this.#callbacks = args.callbacks;
+    this.#wiring = args.mode === 'restore' ? args.wiring : undefined;
   }
 
   /** What `finishRestore` was given; undefined before. */
