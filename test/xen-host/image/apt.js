@@ -50,12 +50,12 @@ function sources() {
     }
   }
   const signed = '[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]';
-  return ['deb', 'deb-src']
-    .flatMap((kind) => [
-      `${kind} ${signed} ${mirrors.main} ${suite} main`,
-      `${kind} ${signed} ${mirrors.security} ${suite}-security main`,
-    ])
-    .join('\n');
+  // A mirror may carry the packages of the security archive without their sources.
+  return [
+    `deb ${signed} ${mirrors.main} ${suite} main`,
+    `deb ${signed} ${mirrors.security} ${suite}-security main`,
+    `deb-src ${signed} ${mirrors.main} ${suite} main`,
+  ].join('\n');
 }
 
 /** Gets the lists of packages, once a week: until then a cached image stays the one wanted. */

@@ -129,7 +129,10 @@ export async function run(command, { cwd, env, input, output } = {}) {
   const out = [];
   /** @type {Buffer[]} */
   const log = [];
-  child.stdout?.on('data', (data) => void out.push(data) && log.push(data));
+  child.stdout?.on('data', (data) => {
+    out.push(data);
+    log.push(data);
+  });
   child.stderr?.on('data', (data) => void log.push(data));
   child.stdin?.on('error', () => {}); // a program that reads no input
   child.stdin?.end(input);

@@ -228,7 +228,7 @@ async function rootFileSystem(kernel, vmlinux) {
     }
     for (const wanted of await install(userland)) await extract(wanted, tree);
     const folders =
-      'dev proc sys run tmp root share project xen-host boot usr/share var/lib/xen var/lib/xenstored var/log/xen';
+      'dev proc sys run tmp root share project xen-host boot usr/share usr/local/bin var/lib/xen var/lib/xenstored var/log/xen';
     for (const name of folders.split(' ')) fs.mkdirSync(path.join(tree, name), { recursive: true });
     for (const name of ['doc', 'man', 'locale', 'info']) {
       fs.rmSync(path.join(tree, 'usr/share', name), { recursive: true, force: true });

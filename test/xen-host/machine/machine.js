@@ -58,6 +58,8 @@ export async function start(name, images, options = {}) {
   fs.rmSync(folder, { recursive: true, force: true });
   fs.mkdirSync(path.join(folder, 'share'), { recursive: true, mode: 0o700 });
   const { memory = 2048, dom0Memory = 640, processors = 1, accelerator = 'tcg,thread=multi' } = options;
+  // Dom0's kernel ignores what it does not know; scenarios find there which hypervisor they run on.
+  const marker = path.basename(images.xen).startsWith('xen-shadow') ? 'xen_host.shadow' : '';
   const xen = `${xenOptions} dom0_mem=${dom0Memory}M,max:${dom0Memory}M dom0_max_vcpus=${processors} ${options.xenOptions ?? ''}`;
   const args = [
     ...[
@@ -74,7 +76,7 @@ export async function start(name, images, options = {}) {
     ],
     ...['-nodefaults', '-display', 'none', '-no-reboot', '-monitor', 'none', '-name', `xen-host-${name}`],
     ...['-serial', 'file:console.log', '-kernel', images.xen, '-append', xen],
-    ...['-initrd', `${images.kernel} console=hvc0 ${options.dom0Options ?? ''},${images.initrd}`],
+    ...['-initrd', `${images.kernel} console=hvc0 ${marker} ${options.dom0Options ?? ''},${images.initrd}`],
     ...[
       '-drive',
       `if=none,id=root,file=${images.root},format=raw,snapshot=on`,

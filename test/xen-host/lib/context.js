@@ -1,0 +1,209 @@
+/** What a scenario gets: the domain's tools, guests, a place for files, and what it has to tell. */
+import { createHash } from 'node:crypto';
+import fs from 'node:fs';
+import path from 'node:path';
+import { Guest } from './guest.js';
+import { run } from './process.js';
+
+/**
+ * @typedef {'pv' | 'pvh' | 'hvm' | 'tiny'} GuestType
+ *
+ * @typedef {object} GuestOptions
+ * @property {string} [name] default: a new one
+ * @property {number} [memory] MiB; default 96, HVM 128, tiny 32
+ * @property {number} [fill] MiB that the guest fills and checks; default 32
+ * @property {number} [dirty] MiB of them that it rewrites in every tick; default 1
+ * @property {number} [tick] milliseconds; default 500
+ * @property {number} [seed]
+ * @property {Record<string, string | number>} [config] further lines of the xl configuration
+ * @property {boolean} [fresh] booted for this scenario, not restored by stock xl from one that was booted before in this
+ *   machine. Default: true but for HVM Linux, which takes 50 s to boot
+ *
+ * @typedef {import('./process.js').RunOptions & { helper?: string }} XlOptions `helper`: program to be used as
+ *   LIBXL_SAVE_HELPER; without it, Xen's own
+ */
+
+const scratch = '/var/tmp/xen-host';
+const templates = `${scratch}/templates`;
+const project = '/project';
+
+let guests = 0;
+
+export class Context {
+  /**
+   * @param {string} name of the scenario
+   * @param {AbortSignal} signal
+   * @param {string} out folder for what the build machine shall get
+   */
+  constructor(name, signal, out) {
+    this.name = name;
+    this.signal = signal;
+    this.out = out;
+    /** Scratch folder on dom0's disk, removed after the scenario. */
+    this.folder = path.join(scratch, name.replaceAll(/[^A-Za-z0-9.-]+/g, '-').slice(0, 80));
+    fs.rmSync(this.folder, { recursive: true, force: true });
+    fs.mkdirSync(this.folder, { recursive: true });
+    /** @type {Record<string, number>} */
+    this.measured = {};
+  }
+
+  /** @param {string} text goes into the log of the run */
+  log(text) {
+    for (const line of text.split('\n')) console.log(`#   ${line}`);
+  }
+
+  /**
+   * A number for the results.
+   *
+   * @param {string} what with its unit
+   * @param {number} value
+   */
+  measure(what, value) {
+    this.measured[what] = value;
+    this.log(`${what}: ${Number.isInteger(value) ? value : value.toPrecision(4)}`);
+  }
+
+  /**
+   * @param {string} name
+   * @returns {string} path in the scratch folder
+   */
+  file(name) {
+    return path.join(this.folder, name);
+  }
+
+  /**
+   * Copies a file out of the machine.
+   *
+   * @param {string} file
+   * @param {string} [name]
+   */
+  keep(file, name = path.basename(file)) {
+    fs.mkdirSync(path.join(this.out, 'files'), { recursive: true });
+    fs.copyFileSync(file, path.join(this.out, 'files', name));
+  }
+
+  /**
+   * Runs a command; it fails as the scenario does if its exit code is not 0, and ends with the scenario.
+   *
+   * @param {readonly string[]} command
+   * @param {import('./process.js').RunOptions} [options]
+   */
+  run(command, options = {}) {
+    return run(command, { ...options, signal: options.signal ?? this.signal });
+  }
+
+  /**
+   * @param {string} script for bash
+   * @param {import('./process.js').RunOptions} [options]
+   */
+  sh(script, options = {}) {
+    return this.run(['bash', '-c', script], options);
+  }
+
+  /**
+   * Stock xl.
+   *
+   * @param {readonly string[]} args
+   * @param {XlOptions} [options]
+   */
+  xl(args, { helper, env, ...options } = {}) {
+    return this.run(['xl', ...args], { ...options, env: { LIBXL_SAVE_HELPER: helper, ...env } });
+  }
+
+  /**
+   * A program of this project, named as in package.json.
+   *
+   * @param {string} name
+   * @returns {string} path
+   */
+  bin(name) {
+    const { bin } = JSON.parse(fs.readFileSync(path.join(project, 'package.json'), 'utf8'));
+    if (bin[name] === undefined) throw new Error(`package.json names no program ${name}`);
+    return path.join(project, bin[name]);
+  }
+
+  /** Our save helper, for `xl(…, { helper: t.helper })`. */
+  get helper() {
+    return this.bin('xen-migrate-save-helper');
+  }
+
+  /** @returns {Promise<{ name: string, id: number, memory: number, vcpus: number, state: string }[]>} all but dom0 */
+  async domains() {
+    const { stdout } = await run(['xl', 'list']);
+    return [...stdout.matchAll(/^(\S+) +(\d+) +(\d+) +(\d+) +(\S+)/gm)]
+      .map(([, name = '', id, memory, vcpus, state = '']) => {
+        return { name, id: Number(id), memory: Number(memory), vcpus: Number(vcpus), state };
+      })
+      .filter(({ id }) => id !== 0);
+  }
+
+  async destroyAll() {
+    for (const { id } of await this.domains()) await run(['xl', 'destroy', String(id)], { fails: true });
+  }
+
+  /**
+   * A guest that runs; the Linux ones have filled their memory and tick.
+   *
+   * @param {GuestType} type
+   * @param {GuestOptions} [options]
+   * @returns {Promise<Guest>}
+   */
+  async guest(type, options = {}) {
+    const name = options.name ?? `${type}${++guests}`;
+    const config = this.file(`${name}.cfg`);
+    fs.writeFileSync(config, configuration(type, name, options));
+    const guest = new Guest(this, name, type, config);
+    const since = guest.mark();
+    if (options.fresh ?? type !== 'hvm') {
+      await this.xl(['create', config]);
+      if (type !== 'tiny') await guest.waitFor(/^GUEST UP/, { since, seconds: 240 });
+    } else {
+      await this.xl(['restore', config, await this.template(type, options)]);
+    }
+    if (type === 'tiny') await guest.tinyGoesOn(60);
+    else await guest.waitFor(/^TICK/, { since });
+    return guest;
+  }
+
+  /**
+   * A guest booted once in this machine and saved by stock xl.
+   *
+   * @param {GuestType} type
+   * @param {GuestOptions} options
+   * @returns {Promise<string>} the file
+   */
+  async template(type, options) {
+    const text = configuration(type, 'template', options);
+    const file = path.join(
+      templates,
+      `${type}-${createHash('sha256').update(text).digest('hex').slice(0, 12)}`,
+    );
+    if (!fs.existsSync(file)) {
+      fs.mkdirSync(templates, { recursive: true });
+      const guest = await this.guest(type, { ...options, name: `template-${++guests}`, fresh: true });
+      await this.xl(['save', guest.name, `${file}.new`]);
+      fs.renameSync(`${file}.new`, file);
+    }
+    return file;
+  }
+}
+
+/**
+ * @param {GuestType} type
+ * @param {string} name
+ * @param {GuestOptions} options
+ * @returns {string} configuration for xl; of a line that comes twice, the later counts
+ */
+function configuration(type, name, { memory, fill, dirty, tick, seed, config = {} }) {
+  const text = fs.readFileSync(`/xen-host/guest/${type}.cfg`, 'utf8');
+  const extra = text.match(/^extra = "(.*)"$/m)?.[1];
+  const more = Object.entries({ fill, dirty, tick, seed }).filter(([, value]) => value !== undefined);
+  /** @type {Record<string, string | number>} */
+  const lines = { name, ...(memory === undefined ? {} : { memory, maxmem: memory }), ...config };
+  if (extra !== undefined)
+    lines['extra'] ??= `${extra} ${more.map(([key, value]) => `${key}=${value}`).join(' ')}`;
+  const kept = text.split('\n').filter((line) => lines[line.split(' = ')[0] ?? ''] === undefined);
+  return `${kept.join('\n')}\n${Object.entries(lines)
+    .map(([key, value]) => `${key} = ${JSON.stringify(value)}\n`)
+    .join('')}`;
+}

@@ -1,0 +1,115 @@
+/**
+ * Runs scenarios, in dom0: `node /project/test/xen-host/lib/main.js [--only TEXT] [--out FOLDER]`. One process for all,
+ * as starting Node is slow under emulation. Prints TAP; writes results.jsonl, a line for each scenario.
+ *
+ * A scenario file exports `scenarios`, an array of `Scenario`.
+ */
+import fs from 'node:fs';
+import path from 'node:path';
+import { parseArgs } from 'node:util';
+import { Context } from './context.js';
+import { run } from './process.js';
+
+/**
+ * @typedef {object} Scenario
+ * @property {string} name
+ * @property {'stock' | 'shadow'} [hypervisor] which one it needs; `shadow` for log-dirty of a PV guest. Default: stock
+ * @property {number} [seconds] limit; default 240
+ * @property {(t: Context) => Promise<void>} run throws if it fails; domains are destroyed after it
+ */
+
+const folder = path.join(import.meta.dirname, '../scenarios');
+
+const { values } = parseArgs({
+  options: {
+    only: { type: 'string' },
+    out: { type: 'string', default: '/share' },
+    hypervisor: { type: 'string' },
+  },
+});
+const hypervisor =
+  values.hypervisor ??
+  (fs.readFileSync('/proc/cmdline', 'utf8').includes('xen_host.shadow') ? 'shadow' : 'stock');
+
+/** @returns {Promise<Scenario[]>} */
+async function wanted() {
+  const all = [];
+  for (const name of fs
+    .readdirSync(folder)
+    .filter((entry) => entry.endsWith('.scenario.js'))
+    .sort()) {
+    const { scenarios } = await import(path.join(folder, name));
+    for (const scenario of scenarios)
+      all.push({ ...scenario, name: `${name.replace('.scenario.js', '')}: ${scenario.name}` });
+  }
+  return all.filter((scenario) => {
+    return (scenario.hypervisor ?? 'stock') === hypervisor && scenario.name.includes(values.only ?? '');
+  });
+}
+
+/** What the kernel has said of processes that died of a fault. @returns {Promise<string[]>} */
+async function faults() {
+  const { stdout } = await run(['dmesg']);
+  return stdout.split('\n').filter((line) => /segfault|general protection|traps:|Oops|BUG:/.test(line));
+}
+
+/**
+ * @param {Scenario} scenario
+ * @param {number} number
+ */
+async function perform(scenario, number) {
+  const seconds = scenario.seconds ?? 240;
+  const abort = new AbortController();
+  const timer = setTimeout(() => abort.abort(new Error(`not done after ${seconds} s`)), seconds * 1000);
+  const t = new Context(scenario.name, abort.signal, values.out);
+  const before = (await faults()).length;
+  const begin = performance.now();
+  /** @type {string[]} */
+  const errors = [];
+  const told = (/** @type {unknown} */ error) => {
+    errors.push(error instanceof Error ? (error.stack ?? error.message) : String(error));
+    for (let cause = error; cause instanceof Error && cause.cause !== undefined; cause = cause.cause) {
+      errors.push(`cause: ${cause.cause instanceof Error ? cause.cause.stack : String(cause.cause)}`);
+    }
+  };
+  try {
+    const late = new Promise((_, reject) => {
+      abort.signal.addEventListener('abort', () => setTimeout(() => reject(abort.signal.reason), 2000));
+    });
+    await Promise.race([scenario.run(t), late]);
+  } catch (error) {
+    told(error);
+    abort.abort(error);
+  }
+  clearTimeout(timer);
+  try {
+    await t.destroyAll();
+  } catch (error) {
+    told(error);
+  }
+  const died = (await faults()).slice(before);
+  if (died.length > 0) errors.push(`processes died in dom0:\n${died.join('\n')}`);
+  if (errors.length === 0) fs.rmSync(t.folder, { recursive: true, force: true });
+  const took = (performance.now() - begin) / 1000;
+  console.log(`${errors.length === 0 ? 'ok' : 'not ok'} ${number} - ${scenario.name} # ${took.toFixed(1)} s`);
+  for (const error of errors) console.log(error.replaceAll(/^/gm, '    '));
+  const result = {
+    name: scenario.name,
+    hypervisor,
+    ok: errors.length === 0,
+    seconds: took,
+    errors,
+    measured: t.measured,
+  };
+  fs.appendFileSync(path.join(values.out, 'results.jsonl'), `${JSON.stringify(result)}\n`);
+  return result.ok;
+}
+
+const list = await wanted();
+console.log(`1..${list.length}`);
+let failed = 0;
+for (const [index, scenario] of list.entries()) {
+  if (!(await perform(scenario, index + 1))) failed++;
+}
+// A scenario that ran out of time may have left something that keeps Node running.
+process.exit(failed === 0 ? 0 : 1);
