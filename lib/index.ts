@@ -72,6 +72,7 @@ export type {
   CpuPolicy,
   Domain,
   DomainInfo,
+  DomainUse,
   Host,
   LogDirtyResult,
   MachineToPhys,
@@ -90,7 +91,7 @@ export type {
 } from './toolstack/toolstack.js';
 export { probeXen } from './host/xen/addon.js';
 export type { XenProbe } from './host/xen/addon.js';
-export type { AddonBuild, HypervisorVersion } from './host/xen/native.js';
+export type { AddonBuild, HypervisorGuests, HypervisorVersion } from './host/xen/native.js';
 
 // Byte streams: implement the two for another transport.
 export type { ByteSink, ByteSource } from './transport/types.js';

@@ -2,6 +2,7 @@
 import type { Readable, Writable } from 'node:stream';
 import { parseArgs, type ParseArgsConfig } from 'node:util';
 import { UsageError } from '../errors.js';
+import type { XenSide } from './xen-side.js';
 
 /** A stream that the command prints to: `process.stdout`, or a collector in tests. */
 export type Output = Writable & {
@@ -17,6 +18,8 @@ export interface CommandIo {
   /** Progress, remarks and errors. */
   readonly stderr: Output;
   readonly env: Readonly<Record<string, string | undefined>>;
+  /** Opens the machine's Xen. Default: through the addon. */
+  readonly openXen?: (() => Promise<XenSide>) | undefined;
 }
 
 /** One subcommand of `xen-migrate`. */

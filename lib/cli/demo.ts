@@ -10,12 +10,12 @@ import type { MigrateResult, ReceiveResult } from '../migrate/types.js';
 import { connectTo, listenAt, type Address } from './address.js';
 import { ExitCode, parseArguments, type Command, type CommandIo } from './command.js';
 import { bytesText, countText, paintFor, rateText, speaksUnicode, timeText } from './format.js';
-import { createGuest, guestHelp, guestOptions, guestPlan, planText, type GuestPlan } from './hypervisor.js';
 import { limitHelp, limitOptions, limitsFrom } from './limits.js';
 import { LiveView, noView } from './live.js';
 import { indent, printJson, printLines } from './print.js';
 import { proofFacts, proved, proveGuest, type Proof } from './proof.js';
 import { downtimeLines, factLines, roundsLines, type Fact } from './report.js';
+import { createGuest, guestHelp, guestOptions, guestPlan, planText, type GuestPlan } from './simulated.js';
 
 const MEMORY = '512M';
 /** Slow enough to be watched, fast enough to wait for. */

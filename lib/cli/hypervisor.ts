@@ -1,97 +1,50 @@
-/** Which host a command works on, and the simulated guests that stand in for real ones. */
+/** Which host a command works on: the machine's Xen, or a simulated one. */
 import { AddonError, UsageError } from '../errors.js';
-import type { GuestKind, SimulatedGuest } from '../host/simulated/guest.js';
+import type { Host } from '../host/host.js';
 import { SimulatedHost } from '../host/simulated/host.js';
-import { DEFAULT_RATE, type Workload, type WorkloadKind } from '../host/simulated/guest/workload.js';
-import { probeXen } from '../host/xen/addon.js';
-import { bytesText, countText } from './format.js';
-import { choiceOf, countOf, sizeOf } from './values.js';
+import type { CommandIo } from './command.js';
+import { openXenSide, type XenSide } from './xen-side.js';
 
 /** The option that chooses the host. */
 export const hostOption = { host: { type: 'string' } } as const;
 
+/** An open host. `close` it. */
+export type OpenHost =
+  | { readonly kind: 'sim'; readonly host: SimulatedHost }
+  | { readonly kind: 'xen'; readonly host: Host; readonly xen: XenSide };
+
 /**
  * The host that `--host` names: `sim`, or by default Xen.
  *
+ * @param simOnly Options that a real host has no use for: refused there
  * @param seed Of a simulated host: decides its machine frame numbers
  * @throws AddonError if Xen is wanted and cannot be had, UsageError
  */
-export function openHost(choice: string | undefined, seed: number): SimulatedHost {
-  if (choice === 'sim') return new SimulatedHost({ seed, warmGuests: true });
+export async function openHost(
+  values: Readonly<Record<string, unknown>> & { readonly host?: string | undefined },
+  simOnly: readonly string[],
+  seed: number,
+  io: CommandIo,
+): Promise<OpenHost> {
+  const choice = values.host;
+  if (choice === 'sim') return { kind: 'sim', host: new SimulatedHost({ seed, warmGuests: true }) };
   if (choice !== undefined && choice !== 'xen') {
     throw new UsageError(`--host: "${choice}" is none of xen, sim`);
   }
-  const { problem } = probeXen();
-  throw new AddonError(
-    problem?.code ?? 'ERR_XEN_ADDON_NO_XEN',
-    `${problem?.message ?? 'this version cannot drive a Xen hypervisor yet'}; add --host sim to use a simulated host`,
-    { cause: problem },
-  );
+  const xen = await openXen(io);
+  const superfluous = simOnly.find((name) => values[name] !== undefined);
+  if (superfluous === undefined) return { kind: 'xen', host: xen.host, xen };
+  await xen.host.close();
+  throw new UsageError(`--${superfluous} is for simulated hosts and this is a Xen host; add --host sim`);
 }
 
-/** Options that describe a simulated guest. */
-export const guestOptions = {
-  memory: { type: 'string' },
-  vcpus: { type: 'string' },
-  workload: { type: 'string' },
-  rate: { type: 'string' },
-  seed: { type: 'string' },
-} as const;
-
-/** Their lines of `--help`. */
-export function guestHelp(memory: string): string {
-  return `  --memory SIZE         its memory, for instance 64M or 2G (default ${memory})
-  --vcpus N             its virtual processors (default 1)
-  --workload KIND       what it does: idle, uniform, hot-set or sweep (default hot-set)
-  --rate N              pages that it writes a second (default ${countText(DEFAULT_RATE)})
-  --seed N              decides its contents and which pages it writes (default 1)
-`;
-}
-
-/** A simulated guest as the options describe it. */
-export interface GuestPlan {
-  readonly kind: GuestKind;
-  readonly memory: number;
-  readonly vcpus: number;
-  readonly workload: Workload & { readonly rate: number };
-  readonly seed: number;
-}
-
-const KINDS: readonly GuestKind[] = ['pvh', 'hvm', 'pv', 'pv32'];
-const WORKLOADS: readonly WorkloadKind[] = ['idle', 'uniform', 'hot-set', 'sweep'];
-
-/** Reads the options. Throws UsageError. */
-export function guestPlan(
-  values: { readonly [K in keyof typeof guestOptions]?: string | undefined },
-  kind: string,
-  kindOption: string,
-  memory: string,
-): GuestPlan {
-  const bytes = sizeOf(values.memory ?? memory, '--memory');
-  if (bytes % 4096 !== 0 || bytes < 1 << 20 || bytes > 2 ** 36) {
-    throw new UsageError(`--memory: ${bytesText(bytes)} is not between 1 MiB and 64 GiB in pages of 4 KiB`);
+async function openXen(io: CommandIo): Promise<XenSide> {
+  try {
+    return await (io.openXen ?? openXenSide)();
+  } catch (error) {
+    if (!(error instanceof AddonError)) throw error;
+    throw new AddonError(error.code, `${error.message}; add --host sim to use a simulated host`, {
+      cause: error,
+    });
   }
-  return {
-    kind: choiceOf(kind, kindOption, KINDS),
-    memory: bytes,
-    vcpus: countOf(values.vcpus ?? '1', '--vcpus', 1, 128),
-    workload: {
-      kind: choiceOf(values.workload ?? 'hot-set', '--workload', WORKLOADS),
-      rate: countOf(values.rate ?? String(DEFAULT_RATE), '--rate', 1),
-    },
-    seed: countOf(values.seed ?? '1', '--seed', 0, 0xffff_ffff),
-  };
-}
-
-/** `pvh guest, 512 MiB, 1 vcpu, writes 20,000 pages/s (hot-set)`. */
-export function planText(plan: GuestPlan): string {
-  const { kind, memory, vcpus, workload } = plan;
-  const does =
-    workload.kind === 'idle' ? 'idle' : `writes ${countText(workload.rate)} pages/s (${workload.kind})`;
-  return `${kind} guest, ${bytesText(memory)}, ${vcpus} ${vcpus === 1 ? 'vcpu' : 'vcpus'}, ${does}`;
-}
-
-/** Makes the guest, running. */
-export function createGuest(host: SimulatedHost, plan: GuestPlan, name: string): Promise<SimulatedGuest> {
-  return host.createGuest({ ...plan, name });
 }

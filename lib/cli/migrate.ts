@@ -1,23 +1,18 @@
 /** `xen-migrate migrate`: sends a guest to a `xen-migrate receive` elsewhere. */
 import { startMigrate } from '../migrate/migrate.js';
 import type { MigrateResult } from '../migrate/types.js';
+import { UsageError } from '../errors.js';
 import { addressText, connectTo, parseAddress, requirePrivate } from './address.js';
 import { ExitCode, parseArguments, type Command, type CommandIo } from './command.js';
 import { paintFor } from './format.js';
-import {
-  createGuest,
-  guestHelp,
-  guestOptions,
-  guestPlan,
-  hostOption,
-  openHost,
-  planText,
-} from './hypervisor.js';
+import { takeGuest } from './guests.js';
+import { hostOption, openHost } from './hypervisor.js';
 import { limitHelp, limitOptions, limitsFrom } from './limits.js';
 import { LiveView, noView } from './live.js';
 import { operands } from './operands.js';
 import { printJson, printLines } from './print.js';
 import { transferLines } from './report.js';
+import { guestPlan, simGuestHelp, simGuestOptions } from './simulated.js';
 import { durationOf } from './values.js';
 
 const MEMORY = '256M';
@@ -27,12 +22,10 @@ const help = `usage: xen-migrate migrate GUEST ADDRESS [options]
 
 Live-migrates a guest to a receiver: xen-migrate receive on another host or in another process.
 
-  GUEST                 name of the guest
+  GUEST                 name or domid of the guest
   ADDRESS               tcp://HOST:PORT or unix:///PATH, also written HOST:PORT or /PATH
 
-  --host sim            work on a simulated host, with a guest made for the occasion:
-  --sim-guest KIND      pvh, hvm, pv or pv32 (default pvh)
-${guestHelp(MEMORY)}
+${simGuestHelp(MEMORY)}
 ${limitHelp}  --no-live             stop the guest first, then send its memory
   --timeout TIME        give up, guest still here, if it has not arrived within this, for instance 10m
   --insecure            allow plain TCP beyond this machine: memory travels unencrypted
@@ -48,8 +41,7 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
     allowPositionals: true,
     options: {
       ...hostOption,
-      'sim-guest': { type: 'string' },
-      ...guestOptions,
+      ...simGuestOptions,
       ...limitOptions,
       'no-live': { type: 'boolean' },
       timeout: { type: 'string' },
@@ -57,7 +49,7 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
       json: { type: 'boolean' },
     },
   });
-  const [name, addressArgument] = operands(positionals, ['GUEST', 'ADDRESS']);
+  const [operand, addressArgument] = operands(positionals, ['GUEST', 'ADDRESS']);
   const address = parseAddress(addressArgument);
   requirePrivate(address, values.insecure === true);
   const limits = limitsFrom(values);
@@ -65,18 +57,23 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
   const plan = guestPlan(values, values['sim-guest'] ?? 'pvh', '--sim-guest', MEMORY);
   const json = values.json === true;
 
-  const host = openHost(values.host, plan.seed);
+  const open = await openHost(values, Object.keys(simGuestOptions), plan.seed, io);
+  const { host } = open;
   try {
-    const guest = await createGuest(host, plan, name);
+    const { domid, name, pages, about, notLive } = await takeGuest(open, plan, operand);
+    const live = values['no-live'] !== true;
+    if (live && notLive !== undefined) {
+      throw new UsageError(`${notLive}; with --no-live it stands still while its memory is sent`);
+    }
     const peer = await connectTo(address, signal, CONNECT_MS);
-    if (!json) printLines(io.stderr, [`sending ${name} to ${addressText(address)}: ${planText(plan)}`]);
-    const view = json ? noView : new LiveView(io, plan.memory / 4096);
+    if (!json) printLines(io.stderr, [`sending ${name} to ${addressText(address)}: ${about}`]);
+    const view = json ? noView : new LiveView(io, pages);
     const job = startMigrate(host, {
-      domid: guest.domid,
+      domid,
       peer,
       signal,
       ...limits,
-      live: values['no-live'] !== true,
+      live,
       timeouts: { totalMs },
       onProgress: view.show,
     });

@@ -1,17 +1,17 @@
 /** `xen-migrate receive`: takes guests that `xen-migrate migrate` sends. */
 import type net from 'node:net';
-import type { SimulatedHost } from '../host/simulated/host.js';
 import { startReceive } from '../migrate/migrate.js';
 import type { ReceiveResult } from '../migrate/types.js';
 import { addressText, listenAt, parseAddress, requirePrivate, type Listening } from './address.js';
 import { ExitCode, parseArguments, type Command, type CommandIo } from './command.js';
 import { errorLine, exitCodeOf, Interrupted } from './exit.js';
 import { bytesText, countText, paintFor, speaksUnicode, timeText } from './format.js';
-import { hostOption, openHost } from './hypervisor.js';
+import { arrivedGuest } from './guests.js';
+import { hostOption, openHost, type OpenHost } from './hypervisor.js';
 import { operands } from './operands.js';
 import { indent, printJson, printLines } from './print.js';
-import { proofFacts, proved, proveGuest } from './proof.js';
-import { factLines } from './report.js';
+import { proofFacts, proved, proveGuest, type Proof } from './proof.js';
+import { factLines, type Fact } from './report.js';
 import { UsageError } from '../errors.js';
 
 const help = `usage: xen-migrate receive --listen ADDRESS [options]
@@ -19,7 +19,7 @@ const help = `usage: xen-migrate receive --listen ADDRESS [options]
 Waits for guests that xen-migrate migrate sends, builds them and runs them. Prints its address when it is ready.
 
   --listen ADDRESS      tcp://HOST:PORT or unix:///PATH, also written HOST:PORT or /PATH; port 0 takes a free one
-  --host sim            receive into a simulated host; each guest then checks its own memory
+  --host HOST           xen: this machine (default); sim: a simulated host, where each guest checks its own memory
   --once                end after the first guest, with its outcome as exit code
   --insecure            allow plain TCP beyond this machine: memory travels unencrypted, anybody may send
   --json                print one JSON document on a line for each event
@@ -44,19 +44,19 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
   if (values.listen === undefined) throw new UsageError('--listen ADDRESS is missing');
   const address = parseAddress(values.listen);
   requirePrivate(address, values.insecure === true);
-  const host = openHost(values.host, 2);
+  const open = await openHost(values, [], 2, io);
   try {
-    const service = new Service(io, host, values.json === true, values.once === true, signal);
+    const service = new Service(io, open, values.json === true, values.once === true, signal);
     return await service.run(await listenAt(address, (socket) => service.take(socket)));
   } finally {
-    await host.close();
+    await open.host.close();
   }
 }
 
 /** Receives one guest after the other, or several at once. */
 class Service {
   readonly #io: CommandIo;
-  readonly #host: SimulatedHost;
+  readonly #open: OpenHost;
   readonly #json: boolean;
   readonly #once: boolean;
   readonly #signal: AbortSignal;
@@ -66,9 +66,9 @@ class Service {
   /** With `--once`: the one guest is coming. */
   #taken = false;
 
-  constructor(io: CommandIo, host: SimulatedHost, json: boolean, once: boolean, signal: AbortSignal) {
+  constructor(io: CommandIo, open: OpenHost, json: boolean, once: boolean, signal: AbortSignal) {
     this.#io = io;
-    this.#host = host;
+    this.#open = open;
     this.#json = json;
     this.#once = once;
     this.#signal = signal;
@@ -111,7 +111,7 @@ class Service {
     const mine = { accepted: false };
     let code: number;
     try {
-      const result = await startReceive(this.#host, {
+      const result = await startReceive(this.#open.host, {
         from: socket,
         signal: this.#signal,
         accept: () => {
@@ -138,11 +138,8 @@ class Service {
 
   async #report(result: ReceiveResult): Promise<number> {
     const { domid, offer, state, bytes, pages, elapsed, sourceReleased } = result;
-    const { kind } = this.#host.guest(domid);
-    const idle = /workload=idle/.test(result.config ?? '');
-    const moves = state === 'running' && !idle;
-    const proof = await proveGuest(this.#host, domid, moves, this.#signal);
-    const facts = proofFacts(proof, moves && proof.checkable);
+    const { kind } = await arrivedGuest(this.#open, domid, result.guestType);
+    const { proof, facts } = await this.#prove(result);
     const ok = proved(facts);
     const name = offer.name ?? `domain ${domid}`;
     if (this.#json) {
@@ -166,6 +163,15 @@ class Service {
       );
     }
     return ok ? ExitCode.OK : ExitCode.FAILED;
+  }
+
+  /** A guest of the simulator shows that it runs and is whole; of a real one the hypervisor's word is enough. */
+  async #prove(result: ReceiveResult): Promise<{ proof?: Proof; facts: readonly Fact[] }> {
+    if (this.#open.kind === 'xen') return { facts: [] };
+    const idle = /workload=idle/.test(result.config ?? '');
+    const moves = result.state === 'running' && !idle;
+    const proof = await proveGuest(this.#open.host, result.domid, moves, this.#signal);
+    return { proof, facts: proofFacts(proof, moves && proof.checkable) };
   }
 }
 

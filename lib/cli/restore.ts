@@ -1,8 +1,7 @@
 /** `xen-migrate restore`: a guest out of a file. */
 import { readFile } from 'node:fs/promises';
+import { printable } from '../bytes/printable.js';
 import { TransportError } from '../errors.js';
-import type { GuestKind } from '../host/simulated/guest.js';
-import type { SimulatedHost } from '../host/simulated/host.js';
 import { startRestore } from '../restore/restore.js';
 import type { RestoreFormat, RestoreResult } from '../restore/types.js';
 import { startSave } from '../save/save.js';
@@ -10,7 +9,8 @@ import type { SaveResult } from '../save/types.js';
 import { ExitCode, parseArguments, type Command, type CommandIo } from './command.js';
 import { writeWhole } from './files.js';
 import { bytesText, countText, paintFor, speaksUnicode, timeText } from './format.js';
-import { hostOption, openHost } from './hypervisor.js';
+import { arrivedGuest, type Arrived } from './guests.js';
+import { hostOption, openHost, type OpenHost } from './hypervisor.js';
 import { LiveView, noView } from './live.js';
 import { operands } from './operands.js';
 import { indent, printJson, printLines } from './print.js';
@@ -18,6 +18,9 @@ import { proofFacts, proved, proveGuest, type Proof } from './proof.js';
 import { factLines, type Fact } from './report.js';
 import { FORMATS } from './save.js';
 import { choiceOf } from './values.js';
+
+/** What only a simulated host can do: its guests can be looked into, and saved again before they ran. */
+const SIM_ONLY = ['check', 'save-to', 'save-format'];
 
 const help = `usage: xen-migrate restore FILE|- [options]
 
@@ -27,11 +30,12 @@ gunzip -c guest.gz | xen-migrate restore - ...
   --format FORMAT       xl, libxl, libxc or auto (default)
   --config FILE         the guest's configuration (libxl_domain_config as JSON) instead of the one in xl's header;
                         needed for libxl and libxc streams
-
+  -p, --paused          do not let the guest run
   --failover            a checkpointed (Remus) stream that is cut off: go on from its last complete checkpoint. Only
                         where the guest does not run at its source any more
 
-  --host sim            restore into a simulated host. Guests of a real Xen can be held there, but do not run
+  --host HOST           xen: this machine (default); sim: a simulated host. There, guests of a real Xen are held, but do
+                        not run, and these are possible:
   --check               let a guest of the simulator check its own memory
   --save-to FILE|-      save the guest out of the host again, by itself or in another form
   --save-format FORMAT  xl (default), libxl or libxc
@@ -48,6 +52,7 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
       ...hostOption,
       format: { type: 'string' },
       config: { type: 'string' },
+      paused: { type: 'boolean', short: 'p' },
       failover: { type: 'boolean' },
       check: { type: 'boolean' },
       'save-to': { type: 'string' },
@@ -60,7 +65,9 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
   const saveFormat = choiceOf(values['save-format'] ?? 'xl', '--save-format', FORMATS);
   const saveTo = values['save-to'];
   const json = values.json === true;
-  const host = openHost(values.host, 3);
+  const paused = values.paused === true;
+  const open = await openHost(values, SIM_ONLY, 3, io);
+  const { host } = open;
   try {
     const config = values.config === undefined ? undefined : await readConfig(values.config);
     const view = json ? noView : new LiveView(io);
@@ -73,15 +80,18 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
         signal,
         onTruncatedCheckpoint: values.failover === true ? 'failover' : 'error',
         // What is to be saved again must not run in between, but for its way back from one suspend into the next.
-        run: saveTo === undefined,
+        run: saveTo === undefined && !paused,
         onProgress: view.show,
       }).result;
     } finally {
       view.clear();
     }
     const { domid } = restored;
-    const { kind } = host.guest(domid);
-    const proof = values.check === true ? await proveGuest(host, domid, false, signal) : undefined;
+    const arrived = await arrivedGuest(open, domid, restored.guestType);
+    const proof =
+      open.kind === 'sim' && values.check === true
+        ? await proveGuest(open.host, domid, false, signal)
+        : undefined;
     let saved: SaveResult | undefined;
     if (saveTo !== undefined) {
       // A restored PV guest cannot be saved before its kernel has come back and told where its p2m is on this host.
@@ -94,7 +104,7 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
       );
     }
     const facts = checkFacts(proof);
-    report(io, host, { file, saveTo, kind, restored, saved, proof, facts, json });
+    report(io, open, { file, saveTo, paused, arrived, restored, saved, proof, facts, json });
     return proved(facts) ? ExitCode.OK : ExitCode.FAILED;
   } finally {
     await host.close();
@@ -118,7 +128,8 @@ function checkFacts(proof: Proof | undefined): Fact[] {
 interface Outcome {
   readonly file: string;
   readonly saveTo: string | undefined;
-  readonly kind: GuestKind;
+  readonly paused: boolean;
+  readonly arrived: Arrived;
   readonly restored: RestoreResult;
   readonly saved: SaveResult | undefined;
   readonly proof: Proof | undefined;
@@ -126,19 +137,20 @@ interface Outcome {
   readonly json: boolean;
 }
 
-function report(io: CommandIo, host: SimulatedHost, outcome: Outcome): void {
-  const { file, saveTo, kind, restored, saved, proof, facts, json } = outcome;
+function report(io: CommandIo, open: OpenHost, outcome: Outcome): void {
+  const { file, saveTo, paused, arrived, restored, saved, proof, facts, json } = outcome;
   const output = saveTo === '-' ? io.stderr : io.stdout;
   const { config: _config, ...rest } = restored;
   if (json) {
-    printJson(output, { ok: proved(facts), file, restored: rest, saved, proof });
+    printJson(output, { ok: proved(facts), file, ...arrived, restored: rest, saved, proof });
     return;
   }
   const paint = paintFor(output, io.env);
   const { domid, pages, bytes, elapsed, checkpoints } = restored;
+  const { kind, name } = arrived;
   const from = file === '-' ? 'the standard input' : file;
   const lines = [
-    `restored ${kind} guest from ${from} as domain ${domid}: ` +
+    `restored ${kind} guest ${name === undefined ? '' : `${printable(name)} `}from ${from} as domain ${domid}: ` +
       `${countText(pages)} pages, ${bytesText(bytes)} in ${timeText(elapsed)}`,
   ];
   if (checkpoints > 0) lines.push(`  its state is that of checkpoint ${checkpoints}`);
@@ -153,7 +165,9 @@ function report(io: CommandIo, host: SimulatedHost, outcome: Outcome): void {
     lines.push(
       `saved it again to ${where}: ${countText(saved.pages)} pages, ${bytesText(saved.bytes)} in ${timeText(saved.elapsed)}`,
     );
-  } else if (host.guest(domid).stats().running) {
+  } else if (open.kind === 'xen') {
+    lines.push(paused ? '  it is paused' : '  it runs');
+  } else if (open.host.guest(domid).stats().running) {
     lines.push('  it ran until this command ended, with its simulated host');
   }
   printLines(output, lines);
