@@ -20,6 +20,7 @@ export const Errno = {
   ERANGE: 34,
   ENOSYS: 38,
   ENOTEMPTY: 39,
+  ENODATA: 61,
   EPROTO: 71,
   EOPNOTSUPP: 95,
   ECONNRESET: 104,

@@ -19,7 +19,7 @@ export function hvmStateContract(world: ContractWorld, kind: ContractGuestKind):
       await target.setHvmContext(context);
       greater((await target.hvmContext()).length, 1000);
       await refused(target.setHvmContext(context.subarray(0, context.length - 9)), Errno.EINVAL);
-      await refused(target.setHvmContext(new Uint8Array(0)), Errno.EINVAL);
+      await refused(target.setHvmContext(new Uint8Array(0)), Errno.ENODATA);
       greater(await source.hvmParam(HvmParam.STORE_PFN), 0n);
     });
 
@@ -31,7 +31,10 @@ export function hvmStateContract(world: ContractWorld, kind: ContractGuestKind):
       assert.equal(await domain.hvmParam(HvmParam.STORE_PFN), 0xfeffbn);
       await refused(domain.hvmParam(1000), Errno.EINVAL);
       await refused(domain.setHvmParam(1000, 1n), Errno.EINVAL);
-      await refused(domain.hvmParam(HvmParam.PAE_ENABLED), Errno.EINVAL, Errno.EOPNOTSUPP);
+      await refused(domain.hvmParam(HvmParam.PAE_ENABLED), Errno.EINVAL);
+      await refused(domain.setHvmParam(HvmParam.X87_FIP_WIDTH, 3n), Errno.EINVAL);
+      await domain.setHvmParam(HvmParam.IOREQ_SERVER_PFN, 0xfeff0n);
+      await refused(domain.setHvmParam(HvmParam.IOREQ_SERVER_PFN, 0xfeff1n), Errno.EEXIST);
     });
 
     it('has the gfns of its memory as its highest', async () => {

@@ -28,7 +28,8 @@ export function pvFramesContract(world: ContractWorld, kind: ContractGuestKind):
       await populated(domain, 0, 1);
       await domain.setGuestWidth(width);
       // Back to 64 bits there is no way at all; to 32 there is one before the first page.
-      if (width === 8) await refused(domain.setGuestWidth(4), Errno.EACCES);
+      // A hypervisor without 32-bit PV guests says so instead.
+      if (width === 8) await refused(domain.setGuestWidth(4), Errno.EACCES, Errno.EOPNOTSUPP);
       else await refused(domain.setGuestWidth(8), Errno.EINVAL);
     });
 
@@ -39,6 +40,20 @@ export function pvFramesContract(world: ContractWorld, kind: ContractGuestKind):
       assert.equal(basic.length, kind === 'pv' ? 5168 : 2800);
       greater((await domain.vcpuState(0, 'extended')).length, 0);
       await refused(domain.vcpuState(1000, 'basic'), Errno.EINVAL);
+    });
+
+    it('of others cannot be had', async () => {
+      const domain = await world.emptyDomain(kind);
+      const other = await world.emptyDomain(kind);
+      const theirs = await populated(other, 0, 1);
+      const mapping = await domain.mapFrames(theirs, 'write');
+      assert.equal(mapping.errors[0], Errno.EPERM);
+      mapping.release();
+      await refused(domain.clearPage(theirs[0]!), Errno.EPERM);
+      const types = new Uint8Array(1);
+      await domain.pageTypes(theirs, types);
+      assert.equal(types[0], PageType.XTAB);
+      await refused(domain.vcpuState(0, 'basic'), Errno.ENODATA);
     });
 
     it('are pinned 1024 at a time, and only if they are tables', async () => {

@@ -118,7 +118,7 @@ export class DomainState {
     // A configuration may claim more than any host has; the map need not.
     this.#pfns = Math.max(LEAST_PFNS, 2 * (Math.min(options.maxPages, memory.totalPages) + PFNS_4G));
     this.logDirty = new LogDirty(this.#pfns, domid);
-    this.params = new HvmParams(domid);
+    this.params = new HvmParams(domid, options.type === 'hvm');
     if (options.type !== 'pv') {
       // Untouched parts cost nothing: the system gives memory page by page.
       this.physmap = new Uint32Array(new SharedArrayBuffer(this.#pfns * 4));
@@ -184,9 +184,6 @@ export class DomainState {
 
   populate(frames: Float64Array, order: 0 | 9): number {
     const size = order === 9 ? SUPERPAGE : 1;
-    if (order === 9 && frames.some((pfn) => pfn % SUPERPAGE !== 0)) {
-      throw refusal('XENMEM_populate_physmap', Errno.EINVAL, 'a superpage must be aligned', this.domid);
-    }
     let n = Math.min(frames.length, Math.floor((this.maxPages - this.totPages) / size));
     for (let i = 0; i < n; i++) {
       const pfn = frames[i] as number;
@@ -271,7 +268,7 @@ export class DomainState {
       const mfn = hvm ? (physmap[gfn] ?? HOLE) : memory.ownerOf(gfn) === domid ? gfn : HOLE;
       if (mfn < first) {
         regionOf[i] = NO_REGION;
-        errors[i] = Errno.EINVAL;
+        errors[i] = this.#noFrame(gfn);
         continue;
       }
       const index = mfn - first;
@@ -293,9 +290,14 @@ export class DomainState {
   clearPage(gfn: number): void {
     const mfn = this.#mfnOfGfn(gfn);
     if (mfn === INVALID_FRAME)
-      throw refusal('MMUEXT_CLEAR_PAGE', Errno.EINVAL, `no page at ${gfn}`, this.domid);
+      throw refusal('MMUEXT_CLEAR_PAGE', this.#noFrame(gfn), `no page at ${gfn}`, this.domid);
     this.memory.page(mfn).fill(0);
     this.logDirty.mark(this.hvm ? gfn : this.memory.pfnOf(gfn));
+  }
+
+  /** A frame of somebody else, or no frame at all. */
+  #noFrame(gfn: number): number {
+    return !this.hvm && gfn >= 0 && gfn <= this.memory.maxMfn ? Errno.EPERM : Errno.EINVAL;
   }
 
   #markGfns(gfns: Float64Array): void {

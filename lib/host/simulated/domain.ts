@@ -11,6 +11,7 @@ import type {
   TscInfo,
   VcpuStateKind,
 } from '../host.js';
+import { newContext } from './hvm-context.js';
 import type { DomainState } from './domain-state.js';
 import type { Faults, SimulatedCall } from './faults.js';
 import type { PvDomain } from './pv-types.js';
@@ -106,10 +107,8 @@ export class SimulatedDomain implements Domain {
   async hvmContext(): Promise<Uint8Array> {
     await this.#enter('hvmContext', 'XEN_DOMCTL_gethvmcontext');
     this.#hvmOnly('XEN_DOMCTL_gethvmcontext');
-    const { context } = this.#state;
-    if (context === undefined)
-      throw this.#refusal('XEN_DOMCTL_gethvmcontext', Errno.EINVAL, 'no vcpu has state');
-    return context.slice();
+    // Vcpus that are down have no records.
+    return this.#state.context?.slice() ?? newContext(0, this.#state.seed);
   }
 
   async setHvmContext(context: Uint8Array): Promise<void> {
@@ -148,7 +147,8 @@ export class SimulatedDomain implements Domain {
   async vcpuOnline(vcpu: number): Promise<boolean> {
     await this.#enter('vcpuOnline', 'XEN_DOMCTL_getvcpuinfo', vcpu);
     this.#checkVcpu('XEN_DOMCTL_getvcpuinfo', vcpu);
-    return this.#state.pv?.vcpuOnline(vcpu) ?? true;
+    // Vcpus are down until they have state.
+    return this.#state.pv?.vcpuOnline(vcpu) ?? this.#state.context !== undefined;
   }
 
   async vcpuState(vcpu: number, kind: VcpuStateKind): Promise<Uint8Array> {

@@ -20,6 +20,7 @@ import { refusal } from './refuse.js';
 const DESCRIPTOR_SIZE = 8;
 const HEADER_MAGIC = 0x5438_1286;
 const HEADER_VERSION = 1;
+const HEADER_SIZE = 24;
 /** Offset of rax in the CPU record. */
 const CPU_RAX = 512;
 
@@ -57,21 +58,26 @@ function findRecord(context: Uint8Array, typecode: number, instance: number): nu
 
 /** Refuses what Xen would refuse for its framing. Bodies are opaque, but for the header's magic. */
 export function checkContext(context: Uint8Array, maxVcpus: number, domid: number): void {
-  const refuse = (why: string): Error => refusal('XEN_DOMCTL_sethvmcontext', Errno.EINVAL, why, domid);
+  const refuse = (why: string, errno: number = Errno.EINVAL): Error =>
+    refusal('XEN_DOMCTL_sethvmcontext', errno, why, domid);
   if (context.length > MAX_CONTEXT) throw refuse('longer than any context');
   for (let at = 0, first = true; ; first = false) {
-    if (at + DESCRIPTOR_SIZE > context.length) throw refuse(`no END record in ${context.length} bytes`);
+    if (at + DESCRIPTOR_SIZE > context.length) {
+      throw refuse(`no END record in ${context.length} bytes`, Errno.ENODATA);
+    }
     const typecode = u16(context, at);
     const instance = u16(context, at + 2);
     const length = u32(context, at + 4);
     const body = at + DESCRIPTOR_SIZE;
-    if (length > context.length - body) throw refuse(`record at ${at} is cut off`);
     if (first) {
-      const good = typecode === HvmSave.HEADER && length >= 24;
-      if (!good || u32(context, body) !== HEADER_MAGIC || u32(context, body + 4) !== HEADER_VERSION) {
-        throw refuse('the first record is no header of this architecture');
+      if (typecode !== HvmSave.HEADER || length !== HEADER_SIZE || body + length > context.length) {
+        throw refuse('the first record is no header', Errno.ENODATA);
+      }
+      if (u32(context, body) !== HEADER_MAGIC || u32(context, body + 4) !== HEADER_VERSION) {
+        throw refuse('the header is one of another architecture');
       }
     } else if (typecode === HvmSave.END) return;
+    else if (length > context.length - body) throw refuse(`record at ${at} is cut off`);
     else if (typecode > MAX_TYPECODE) throw refuse(`unknown record type ${typecode} at ${at}`);
     if (VCPU_RECORDS.some(([known]) => known === typecode) && instance >= maxVcpus) {
       throw refuse(`record at ${at} is for vcpu ${instance} of ${maxVcpus}`);

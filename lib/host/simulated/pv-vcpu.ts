@@ -116,7 +116,7 @@ export class PvVcpus {
     switch (kind) {
       case 'basic':
         if (!this.isInitialised(vcpu)) {
-          throw this.#refuse('XEN_DOMCTL_getvcpucontext', Errno.EINVAL, `vcpu ${vcpu} has no context`);
+          throw this.#refuse('XEN_DOMCTL_getvcpucontext', Errno.ENODATA, `vcpu ${vcpu} has no context`);
         }
         return new Uint8Array(this.context(vcpu));
       case 'extended':

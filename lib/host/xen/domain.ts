@@ -34,6 +34,12 @@ export function domainInfo(info: NativeDomainInfo): DomainInfo {
     totPages: info.totPages,
     maxPages: info.maxPages,
     sharedInfoFrame: info.sharedInfoFrame,
+    use: {
+      running: info.running,
+      blocked: info.blocked,
+      onlineVcpus: info.onlineVcpus,
+      cpuMs: Number(info.cpuTime) / 1e6,
+    },
   };
 }
 
@@ -84,7 +90,12 @@ export class XenDomain implements Domain {
   }
 
   populate(frames: Float64Array, order: 0 | 9 = 0): Promise<number> {
-    return this.#call(() => this.#xen.populate(this.domid, frames, order));
+    return this.#call(async () => {
+      const done = await this.#xen.populate(this.domid, frames, order);
+      // Xen says the same of a domain that is gone: no extents. Who fails for lack of memory should know.
+      if (done === 0 && frames.length > 0) await this.#xen.domainInfo(this.domid);
+      return done;
+    });
   }
 
   clearPage(gfn: number): Promise<void> {
@@ -96,7 +107,15 @@ export class XenDomain implements Domain {
   }
 
   disableLogDirty(): Promise<void> {
-    return this.#call(() => this.#xen.disableLogDirty(this.domid));
+    return this.#call(async () => {
+      try {
+        await this.#xen.disableLogDirty(this.domid);
+      } catch (error) {
+        // A PV guest under a hypervisor without shadow paging, or a domain without vcpus: there it is never on.
+        const refusal = hostError(error, this.domid);
+        if (!(refusal instanceof HypercallError && refusal.errno === Errno.EINVAL)) throw refusal;
+      }
+    });
   }
 
   logDirty(op: 'clean' | 'peek', bitmap: Uint32Array, pages: number, final = false): Promise<LogDirtyResult> {

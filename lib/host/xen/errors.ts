@@ -11,8 +11,10 @@ const OTHER_VERSION =
   'with (rebuild it with this release of them: `npm rebuild xen-migration`), or its security policy (XSM) refuses';
 const NOT_ALLOWED = 'not allowed: run as root in the control domain; a security policy (XSM) may refuse, too';
 
-/** XEN_DOMCTL_set_address_size uses EACCES for a domain that has memory already. */
-const EACCES_OF_ITS_OWN: ReadonlySet<string> = new Set(['XEN_DOMCTL_set_address_size']);
+/** set_address_size means a domain that has memory already. */
+const EACCES_OF_ITS_OWN: ReadonlySet<string> = new Set(['set_address_size']);
+/** These mean a machine frame of somebody else. */
+const EPERM_OF_THEIR_OWN: ReadonlySet<string> = new Set(['xc_clear_domain_page', 'xc_mmuext_op']);
 
 /**
  * An error of the native addon as one of this library's, the original kept as its cause. Bad arguments become
@@ -35,7 +37,7 @@ export function hostError(cause: unknown, domid?: number): XenMigrationError {
 }
 
 function explain(syscall: string, errno: number): string | undefined {
-  if (errno === Errno.EPERM) return NOT_ALLOWED;
+  if (errno === Errno.EPERM && !EPERM_OF_THEIR_OWN.has(syscall)) return NOT_ALLOWED;
   if (errno === Errno.EACCES && !EACCES_OF_ITS_OWN.has(syscall)) return OTHER_VERSION;
   return undefined;
 }

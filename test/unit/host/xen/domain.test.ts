@@ -80,17 +80,17 @@ describe('each method is one native call', () => {
   });
 
   it.each(rows)('%s: a refusal is a HypercallError', async (_, call, [name]) => {
-    const cause = nativeError('XEN_DOMCTL_something', 'EINVAL', 22);
+    const cause = nativeError('XEN_DOMCTL_something', 'EBUSY', 16);
     fake.answers[name] = () => Promise.reject(cause);
     const error: unknown = await call(domain).catch((e: unknown) => e);
     expect(error).toBeInstanceOf(HypercallError);
     expect(error).toMatchObject({
       syscall: 'XEN_DOMCTL_something',
-      errno: Errno.EINVAL,
+      errno: Errno.EBUSY,
       domid: DOMID,
       cause,
     });
-    expect((error as Error).message).toBe('XEN_DOMCTL_something: EINVAL, so says the system');
+    expect((error as Error).message).toBe('XEN_DOMCTL_something: EBUSY, so says the system');
   });
 
   it('arrays go down as they are, not as copies', async () => {
@@ -98,6 +98,23 @@ describe('each method is one native call', () => {
     const [, passedGfns, passedTypes] = fake.call('pageTypes');
     expect(passedGfns).toBe(gfns);
     expect(passedTypes).toBe(types);
+  });
+
+  it('no extent at all may be a domain that is gone', async () => {
+    fake.answers.populate = 0;
+    expect(await domain.populate(gfns)).toBe(0);
+    expect(fake.names).toEqual(['populate', 'domainInfo']);
+    fake.answers.domainInfo = () => Promise.reject(nativeError('getdomaininfo', 'ESRCH', 3));
+    await expect(domain.populate(gfns)).rejects.toMatchObject({ errno: Errno.ESRCH });
+    // Nothing was asked for.
+    expect(await domain.populate(new Float64Array(0))).toBe(0);
+  });
+
+  it('log-dirty that the domain cannot have is off', async () => {
+    fake.answers.disableLogDirty = () => Promise.reject(nativeError('shadow_op', 'EINVAL', 22));
+    await domain.disableLogDirty();
+    fake.answers.disableLogDirty = () => Promise.reject(nativeError('shadow_op', 'EBUSY', 16));
+    await expect(domain.disableLogDirty()).rejects.toMatchObject({ errno: Errno.EBUSY });
   });
 
   it('info tells what the port knows', async () => {
@@ -112,6 +129,7 @@ describe('each method is one native call', () => {
       totPages: 100,
       maxPages: 200,
       sharedInfoFrame: 0x1234,
+      use: { running: false, blocked: true, onlineVcpus: 1, cpuMs: 77e-6 },
     });
   });
 
@@ -126,7 +144,8 @@ describe('errors', () => {
   it.each([
     ['EACCES', 13, 'XEN_DOMCTL_getvcpucontext', /another version/],
     ['EPERM', 1, 'XEN_DOMCTL_getvcpucontext', /as root/],
-    ['EACCES', 13, 'XEN_DOMCTL_set_address_size', /so says the system$/],
+    ['EPERM', 1, 'xc_clear_domain_page', /so says the system$/],
+    ['EACCES', 13, 'set_address_size', /so says the system$/],
     ['ESRCH', 3, 'XEN_DOMCTL_getvcpucontext', /so says the system$/],
   ])('%s of %s is explained', async (code, errno, syscall, words) => {
     fake.answers.maximumGpfn = () => Promise.reject(nativeError(syscall, code, errno));
