@@ -78,10 +78,12 @@ export async function addon({ fresh = false } = {}) {
   await stamped('addon', needs, () => quietly('addon', ['npm', 'run', 'build:native']), fresh);
 }
 
+/** @typedef {{ package: string | (() => string), there: () => boolean }} Wanted a Debian package, and whether it is there */
+
 /**
  * What the check needs beyond Node, and the Debian package that has it. The demo needs none of these.
  *
- * @type {{ package: string | (() => string), there: () => boolean }[]}
+ * @type {Wanted[]}
  */
 const debianPackages = [
   { package: 'g++', there: () => hasProgram('g++') },
@@ -117,13 +119,15 @@ function newestXenUtils() {
 }
 
 /**
- * Compiler, CMake, Xen's headers, and Xen's own stream tools, against which ours are compared.
+ * Compiler, CMake, Xen's headers, and Xen's own stream tools, against which ours are compared; or other packages.
  *
+ * @param {Wanted[]} [packages]
+ * @param {string} [title]
  * @throws StepFailed naming what to install, where it cannot be done from here
  */
-export async function systemPackages() {
-  heading('Debian packages');
-  if (debianPackages.every(({ there }) => there())) {
+export async function systemPackages(packages = debianPackages, title = 'Debian packages') {
+  heading(title);
+  if (packages.every(({ there }) => there())) {
     say('   all there');
     return;
   }
@@ -131,23 +135,24 @@ export async function systemPackages() {
   if (!hasProgram('apt-get') || asRoot === undefined) {
     throw new StepFailed(
       `packages are missing, and they cannot be installed from here. As root:\n\n` +
-        `    apt-get install --no-install-recommends ${missing().join(' ')}\n`,
+        `    apt-get install --no-install-recommends ${missing(packages).join(' ')}\n`,
     );
   }
   // apt's own lists may be empty or too old to name a version that still exists.
   await quietly('apt-update', [...asRoot, 'apt-get', '-q', 'update']);
-  const names = missing();
+  const names = missing(packages);
   say(`   installing ${names.join(' ')}`);
   // No recommended packages: xen-utils would bring a hypervisor and make it the machine's next boot.
   const install = ['apt-get', '-q', '-y', '--no-install-recommends', 'install', ...names];
   const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };
   await quietly('apt-install', [...asRoot, 'env', 'DEBIAN_FRONTEND=noninteractive', ...install], env);
-  const still = missing();
+  const still = missing(packages);
   if (still.length > 0) throw new StepFailed(`still missing after the installation: ${still.join(' ')}`);
 }
 
-function missing() {
-  return debianPackages
+/** @param {Wanted[]} packages */
+function missing(packages) {
+  return packages
     .filter(({ there }) => !there())
     .map((wanted) => (typeof wanted.package === 'string' ? wanted.package : wanted.package()));
 }

@@ -54,7 +54,7 @@ export function* recordsOf(file) {
       return buffer.subarray(0, length);
     };
     yield { name: 'HEADERS', offset: 0, bytes: take(0, headers) };
-    for (let at = headers; at < size; ) {
+    for (let at = headers; at < size;) {
       const head = take(at, 8);
       const type = head.readUInt32LE(0);
       const length = 8 + Math.ceil(head.readUInt32LE(4) / 8) * 8;
@@ -118,7 +118,12 @@ export function compare(a, b) {
   const others = recordsOf(b);
   for (const one of recordsOf(a)) {
     const { value: other, done } = others.next();
-    if (done === true) return { records, pages, differences: [...differences, { where: one.name, a: 'present', b: 'absent' }] };
+    if (done === true)
+      return {
+        records,
+        pages,
+        differences: [...differences, { where: one.name, a: 'present', b: 'absent' }],
+      };
     records++;
     if (one.name === 'PAGE_DATA') pages += one.bytes.readUInt32LE(8);
     if (one.bytes.equals(other.bytes)) continue;
@@ -142,10 +147,11 @@ function wordsThatDiffer(one, other) {
   if (one.name !== 'HVM_CONTEXT') return words(placeOf(one), body, otherBody);
   /** @type {Difference[]} */
   const found = [];
-  for (let at = 0; at + 8 <= body.length; ) {
+  for (let at = 0; at + 8 <= body.length;) {
     const head = body.subarray(at, at + 8);
     const place = `HVM_CONTEXT.${hvmNames[head.readUInt16LE(0)] ?? head.readUInt16LE(0)}.${head.readUInt16LE(2)}`;
-    if (!head.equals(otherBody.subarray(at, at + 8))) return [...found, ...words(`${place} header`, head, otherBody.subarray(at, at + 8))];
+    if (!head.equals(otherBody.subarray(at, at + 8)))
+      return [...found, ...words(`${place} header`, head, otherBody.subarray(at, at + 8))];
     const end = at + 8 + head.readUInt32LE(4);
     found.push(...words(place, body.subarray(at + 8, end), otherBody.subarray(at + 8, end)));
     at = end;
