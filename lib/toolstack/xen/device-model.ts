@@ -5,13 +5,12 @@
  */
 import * as fs from 'node:fs/promises';
 import { DeviceModelError, UsageError } from '../../errors.js';
+import { openQmp, type QmpClient } from '../qmp/index.js';
 import type { DeviceModelState } from '../toolstack.js';
 import type { ToolstackDomainInfo } from './hypercalls.js';
 import { qmpSockets, saveFile, xsPath } from './paths.js';
-import { guestKind, type Monitor, type Parts } from './parts.js';
+import { guestKind, type Parts } from './parts.js';
 
-/** Time for a plain command: libxl's LIBXL_QMP_CMD_TIMEOUT. */
-const COMMAND_MS = 10_000;
 /** Time for writing the state: with a large video memory and a slow disk it is not instant. */
 const SAVE_MS = 60_000;
 /** Largest state read. QEMU's is some hundred KiB, and some MiB for each emulated graphics adapter. */
@@ -67,9 +66,8 @@ export class DeviceModels {
     await (await fs.open(path, 'wx', 0o600)).close();
     await this.#with(domid, signal, async (monitor) => {
       this.#stopped.add(domid);
-      await monitor.execute('stop', undefined, { signal, timeoutMs: COMMAND_MS });
-      const saving = { filename: path, live };
-      await monitor.execute('xen-save-devices-state', saving, { signal, timeoutMs: SAVE_MS });
+      await monitor.stop({ signal });
+      await monitor.saveDevicesState(path, live, { signal, timeoutMs: SAVE_MS });
     });
     this.#saved.add(domid);
   }
@@ -79,9 +77,7 @@ export class DeviceModels {
     if (!(await this.has(info))) return;
     const { domid } = info;
     this.#saved.delete(domid);
-    await this.#with(domid, undefined, (monitor) =>
-      monitor.execute('cont', undefined, { timeoutMs: COMMAND_MS }),
-    );
+    await this.#with(domid, undefined, (monitor) => monitor.cont());
     this.#stopped.delete(domid);
     await fs.rm(saveFile(this.#parts.folders, domid), { force: true });
   }
@@ -89,9 +85,7 @@ export class DeviceModels {
   /** Tells the device model to report the frames that it writes, or no longer. No-op without one. */
   async setLogDirty(info: ToolstackDomainInfo, enable: boolean): Promise<void> {
     if (!(await this.has(info))) return;
-    await this.#with(info.domid, undefined, (monitor) =>
-      monitor.execute('xen-set-global-dirty-log', { enable }, { timeoutMs: COMMAND_MS }),
-    );
+    await this.#with(info.domid, undefined, (monitor) => monitor.setGlobalDirtyLog(enable));
   }
 
   /**
@@ -116,9 +110,7 @@ export class DeviceModels {
   async vcpus(info: ToolstackDomainInfo): Promise<number[] | undefined> {
     if (!(await this.has(info))) return undefined;
     const { domid } = info;
-    const answer = await this.#with(domid, undefined, (monitor) =>
-      monitor.execute('query-cpus-fast', undefined, { timeoutMs: COMMAND_MS }),
-    );
+    const answer = await this.#with(domid, undefined, (monitor) => monitor.execute('query-cpus-fast'));
     const indices = Array.isArray(answer)
       ? answer.map((cpu: unknown) => (cpu as Record<string, unknown> | null)?.['cpu-index'])
       : [];
@@ -179,12 +171,16 @@ export class DeviceModels {
   async #with<T>(
     domid: number,
     signal: AbortSignal | undefined,
-    use: (monitor: Monitor) => Promise<T>,
+    use: (monitor: QmpClient) => Promise<T>,
   ): Promise<T> {
     const [path] = qmpSockets(this.#parts.folders, domid);
-    const monitor = await this.#parts.openMonitor(path, { signal });
+    // QEMU serves one client at a time, libxl among them: connect, ask, hang up.
+    const monitor = await openQmp(path, { signal });
     try {
       return await use(monitor);
+    } catch (error) {
+      if (error instanceof DeviceModelError) error.domid = domid;
+      throw error;
     } finally {
       monitor.close();
     }

@@ -76,6 +76,7 @@ export async function makeNodes(
     await tx.write(`${home}/control/platform-feature-multiprocessor-suspend`, '1');
     await tx.write(`${home}/control/platform-feature-xs_reset_watches`, '1');
     await tx.write(`${libxl}/type`, plan.kind);
+    await tx.write(`${libxl}/dm-version`, 'qemu_xen');
   });
 }
 

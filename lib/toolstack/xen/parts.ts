@@ -6,22 +6,10 @@ import type { EventChannels, Hypercalls, ToolstackDomainInfo, WatchReadable } fr
 import { xsPath, type XenFolders } from './paths.js';
 import type { Ran } from './run.js';
 
-/** A connection to QEMU's monitor, past its greeting. */
-export interface Monitor {
-  /** Rejects with DeviceModelError, TimeoutError or CancelledError. */
-  execute(
-    command: string,
-    args?: Readonly<Record<string, unknown>>,
-    options?: { readonly signal?: AbortSignal | undefined; readonly timeoutMs?: number | undefined },
-  ): Promise<unknown>;
-  close(): void;
-}
-
 export interface Parts {
   readonly calls: Hypercalls;
   /** The connection to xenstored: opened on first use, anew if it was lost. */
   readonly store: () => Promise<XenstoreClient>;
-  readonly openMonitor: (path: string, options: { signal?: AbortSignal | undefined }) => Promise<Monitor>;
   readonly openEvtchn: () => EventChannels;
   readonly watchReadable: WatchReadable;
   readonly lockFile: ((fd: number) => void) | undefined;

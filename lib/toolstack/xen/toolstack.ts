@@ -37,8 +37,6 @@ export interface XenToolstackOptions {
   readonly lockFile?: ((fd: number) => void) | undefined;
   /** Connects to xenstored. Called on first use, and again when the connection was lost. */
   readonly openStore?: (() => Promise<XenstoreClient>) | undefined;
-  /** Connects to QEMU's monitor. */
-  readonly openMonitor: Parts['openMonitor'];
   readonly folders?: Partial<XenFolders> | undefined;
   /**
    * Streams of Xen 4.13 and older carry no CPUID policy. With this, a guest restored from one gets the policy that Xen gives to
@@ -71,7 +69,6 @@ export class XenToolstack implements Toolstack, AsyncDisposable {
     this.#parts = {
       calls: wrapped(options.calls, options.wrapError ?? hypercallError),
       store: () => this.#openStore(),
-      openMonitor: options.openMonitor,
       openEvtchn: options.openEvtchn,
       watchReadable: options.watchReadable,
       lockFile: options.lockFile,
