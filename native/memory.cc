@@ -23,6 +23,8 @@ constexpr int kFaultRetries = 10;
 /** The M2P is made of 2 MiB pages, and listed by them. */
 constexpr std::size_t kM2pChunk = 2 << 20;
 
+constexpr int kZeroFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+
 struct Mapping {
   std::shared_ptr<Region> region;
   std::vector<int> errors;
@@ -34,52 +36,114 @@ struct MachineToPhys {
   uint64_t compat_first;
 };
 
-/**
- * Exchanges runs of pages that could not be mapped for private zero pages. As they are, touching one kills the process
- * with SIGBUS. Returns 0 or an errno.
- */
-int CoverFailures(uint8_t* base, const std::vector<int>& errors) {
-  for (std::size_t i = 0; i < errors.size();) {
-    if (errors[i] == 0) {
-      i++;
-      continue;
-    }
+/** A run of frames, by index. */
+struct Run {
+  std::size_t from, to;
+};
+
+/** The longest runs from `from` to `to` that could be mapped. */
+void AddGoodRuns(const std::vector<int>& errors, Run within, std::vector<Run>& runs) {
+  for (std::size_t i = within.from; i < within.to;) {
     std::size_t end = i;
-    while (end < errors.size() && errors[end] != 0) end++;
-    void* at = mmap(base + i * kPageSize, (end - i) * kPageSize, PROT_READ | PROT_WRITE,
-                    MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (at == MAP_FAILED) return errno;
-    i = end;
+    while (end < within.to && errors[end] == 0) end++;
+    if (end > i) runs.push_back({i, end});
+    i = end + 1;
   }
-  return 0;
 }
 
-/** Zero pages in place of frames of which none could be mapped. */
-void* NoFrames(std::size_t bytes) {
-  void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+/** Private zero pages, which take no memory until they are written to. */
+uint8_t* ZeroPages(std::size_t bytes) {
+  void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, kZeroFlags, -1, 0);
   if (base == MAP_FAILED) throw CallError{"mmap", errno};
-  return base;
+  return static_cast<uint8_t*>(base);
 }
+
+/** What can be mapped of a domain's frames, one by one at the last. */
+class FrameMapper {
+ public:
+  FrameMapper(Handles& handles, uint32_t domid, const std::vector<uint64_t>& gfns, int protection)
+      : handles_(handles), domid_(domid), gfns_(gfns), protection_(protection), errors_(gfns.size()) {}
+
+  /** The addresses, where zero pages stand for what could not be mapped. The caller unmaps them. */
+  uint8_t* Map() {
+    const std::size_t bytes = gfns_.size() * kPageSize;
+    const Run all = {0, gfns_.size()};
+    auto* base = static_cast<uint8_t*>(MapRun(all, nullptr));
+    if (base == nullptr) {
+      // Not even attempted: then the errors of the frames mean nothing.
+      std::fill(errors_.begin(), errors_.end(), errno);
+      return ZeroPages(bytes);
+    }
+    if (!Failed(all)) return base;
+    // Touching a page that failed kills the process with SIGBUS. Zero pages cannot be put over it alone, because Linux
+    // does not let mappings of foreign frames be split any more: so the rest is mapped again, in runs, over zero pages.
+    munmap(base, bytes);
+    base = ZeroPages(bytes);
+    MapRuns(base);
+    return base;
+  }
+
+  /** For each frame 0 or an errno. */
+  std::vector<int> TakeErrors() {
+    // The kernel tells them negative, the header promises errno values.
+    for (int& error : errors_) error = std::abs(error);
+    return std::move(errors_);
+  }
+
+ private:
+  void* MapRun(Run run, void* at) {
+    const std::size_t count = run.to - run.from;
+    handles_.Count("mmapbatch");
+    handles_.Count("mmapbatch frames", count);
+    return xenforeignmemory_map2(handles_.foreign(), domid_, at, protection_, at == nullptr ? 0 : MAP_FIXED, count,
+                                 gfns_.data() + run.from, errors_.data() + run.from);
+  }
+
+  bool Failed(Run run) const {
+    return std::any_of(errors_.begin() + static_cast<std::ptrdiff_t>(run.from),
+                       errors_.begin() + static_cast<std::ptrdiff_t>(run.to), [](int error) { return error != 0; });
+  }
+
+  /** Unmaps everything if it throws. */
+  void MapRuns(uint8_t* base) {
+    std::vector<Run> runs;
+    AddGoodRuns(errors_, {0, gfns_.size()}, runs);
+    while (!runs.empty()) {
+      const Run run = runs.back();
+      runs.pop_back();
+      uint8_t* at = base + run.from * kPageSize;
+      const std::size_t bytes = (run.to - run.from) * kPageSize;
+      if (MapRun(run, at) == nullptr) {
+        // The library has unmapped these addresses, and another thread may have got them: they are not ours to unmap.
+        const int errnum = errno;
+        munmap(base, run.from * kPageSize);
+        munmap(at + bytes, (gfns_.size() - run.to) * kPageSize);
+        throw CallError{"xenforeignmemory_map2", errnum};
+      }
+      if (!Failed(run)) continue;
+      // A frame that was there a moment ago is gone. Each turn loses at least one, so this ends.
+      if (mmap(at, bytes, PROT_READ | PROT_WRITE, kZeroFlags | MAP_FIXED, -1, 0) == MAP_FAILED) {
+        const int errnum = errno;
+        munmap(base, gfns_.size() * kPageSize);
+        throw CallError{"mmap", errnum};
+      }
+      AddGoodRuns(errors_, run, runs);
+    }
+  }
+
+  Handles& handles_;
+  uint32_t domid_;
+  const std::vector<uint64_t>& gfns_;
+  int protection_;
+  std::vector<int> errors_;
+};
 
 Mapping Map(Handles& handles, uint32_t domid, const std::vector<uint64_t>& gfns, int protection,
             const std::shared_ptr<MappedTotals>& totals) {
-  const std::size_t bytes = gfns.size() * kPageSize;
-  Mapping mapping = {nullptr, std::vector<int>(gfns.size())};
-  handles.Count("mmapbatch");
-  handles.Count("mmapbatch frames", gfns.size());
-  void* base = xenforeignmemory_map(handles.foreign(), domid, protection, gfns.size(), gfns.data(),
-                                    mapping.errors.data());
-  if (base == nullptr) {
-    // Not even attempted: then the errors of the frames mean nothing.
-    std::fill(mapping.errors.begin(), mapping.errors.end(), errno);
-    base = NoFrames(bytes);
-  }
+  FrameMapper mapper(handles, domid, gfns, protection);
+  uint8_t* base = mapper.Map();
   // On Linux, unmapping is munmap(), which is what Region does.
-  mapping.region = std::make_shared<Region>(base, bytes, totals);
-  // The kernel tells them negative, the header promises errno values.
-  for (int& error : mapping.errors) error = std::abs(error);
-  if (const int errnum = CoverFailures(static_cast<uint8_t*>(base), mapping.errors)) throw CallError{"mmap", errnum};
-  return mapping;
+  return {std::make_shared<Region>(base, gfns.size() * kPageSize, totals), mapper.TakeErrors()};
 }
 
 /** First machine frames of the M2P's 2 MiB chunks. */
