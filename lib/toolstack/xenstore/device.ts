@@ -25,8 +25,10 @@ export interface FdWatch {
   /**
    * Calls `onReadable` on the event loop once `fd` can be read or has failed. Begins armed. The descriptor stays the
    * caller's.
+   *
+   * @param keepAlive Whether the watch keeps the process running, as a socket does
    */
-  watchReadable(fd: number, onReadable: () => void): ReadableWatch;
+  watchReadable(fd: number, onReadable: () => void, keepAlive: boolean): ReadableWatch;
 }
 
 /** Reads per readiness, so that a stream of events cannot hold the event loop. */
@@ -50,7 +52,7 @@ class DeviceLink implements XenstoreLink {
 
   start(events: LinkEvents): void {
     this.#events = events;
-    this.#watch = this.#fdWatch.watchReadable(this.#fd, this.#onReadable);
+    this.#watch = this.#fdWatch.watchReadable(this.#fd, this.#onReadable, true);
   }
 
   /**

@@ -64,7 +64,7 @@ export abstract class XenstoreNodes {
       if (!(error instanceof XenstoreError)) throw error;
       if (error.errno === Errno.ENOENT) return [];
       if (error.errno !== Errno.E2BIG) throw error;
-      return this.#listInParts(path, options);
+      return this.#listInParts(path, options, error);
     }
   }
 
@@ -94,10 +94,19 @@ export abstract class XenstoreNodes {
   }
 
   /** A list longer than one message, piece by piece; anew if the node changed meanwhile. */
-  async #listInParts(path: string, options: XenstoreOptions | undefined): Promise<string[]> {
-    for (let attempt = 0; attempt < LIST_ATTEMPTS; attempt++) {
-      const names = await this.#listOnce(path, options);
-      if (names !== undefined) return names;
+  async #listInParts(
+    path: string,
+    options: XenstoreOptions | undefined,
+    tooLong: XenstoreError,
+  ): Promise<string[]> {
+    try {
+      for (let attempt = 0; attempt < LIST_ATTEMPTS; attempt++) {
+        const names = await this.#listOnce(path, options);
+        if (names !== undefined) return names;
+      }
+    } catch (error) {
+      // A xenstored before 4.9 does not know the request.
+      throw error instanceof XenstoreError && error.errno === Errno.ENOSYS ? tooLong : error;
     }
     throw new XenstoreError(
       'XS_DIRECTORY_PART',
