@@ -2,6 +2,8 @@
 import { debug } from '../../debug.js';
 import { AddonError, UsageError } from '../../errors.js';
 import type { Toolstack } from '../../toolstack/toolstack.js';
+import { XenToolstack } from '../../toolstack/xen/toolstack.js';
+import { openXenstore } from '../../toolstack/xenstore/index.js';
 import type { Domain, DomainInfo, Host, MachineToPhys, XenVersion } from '../host.js';
 import { loadAddonWithXen } from './addon.js';
 import { XenDomain, domainInfo } from './domain.js';
@@ -25,6 +27,13 @@ export interface XenHostOptions {
    * to `NODE_DEBUG=xen-migration`.
    */
   readonly log?: ((level: number, message: string) => void) | undefined;
+  /**
+   * Streams of Xen 4.13 and older carry no CPUID policy. With this, a guest restored from one gets the policy that Xen
+   * gives to a new domain; by default it is refused, as what the guest knows of its CPU may change under it.
+   */
+  readonly acceptDefaultCpuPolicy?: boolean | undefined;
+  /** @internal For tests: `createDomain` makes HVM domains, without the device model that only libxl starts. */
+  readonly hvmWithoutDeviceModel?: boolean | undefined;
   /** @internal For tests. */
   readonly addon?: NativeAddon | undefined;
 }
@@ -40,6 +49,8 @@ export class XenHost implements Host, AsyncDisposable {
   /** The running hypervisor. */
   readonly hypervisor: HypervisorVersion;
   readonly #xen: NativeXen;
+  /** The toolstack, if it was made here. */
+  readonly #ownToolstack: XenToolstack | undefined;
   readonly #domains = new Set<XenDomain>();
   readonly #gate = new Gate('the Xen host');
   #closing: Promise<void> | undefined;
@@ -55,7 +66,10 @@ export class XenHost implements Host, AsyncDisposable {
     const minLevel = options.log !== undefined || debug.enabled ? XTL_DEBUG : XTL_NEVER;
     this.hypervisor = hypervisor;
     this.#xen = openXen(addon, log, minLevel);
-    this.toolstack = options.toolstack ?? noToolstack();
+    if (options.toolstack === undefined) {
+      this.#ownToolstack = makeToolstack(addon, this.#xen, options);
+      this.toolstack = this.#ownToolstack;
+    } else this.toolstack = options.toolstack;
   }
 
   async xenVersion(): Promise<XenVersion> {
@@ -107,9 +121,14 @@ export class XenHost implements Host, AsyncDisposable {
   }
 
   async #close(): Promise<void> {
-    await this.#gate.close();
-    await Promise.all([...this.#domains].map((domain) => domain.close()));
-    this.#xen.close();
+    try {
+      await this.#gate.close();
+      await Promise.all([...this.#domains].map((domain) => domain.close()));
+      // It may have to resume guests that were asked to suspend in vain.
+      await this.#ownToolstack?.close();
+    } finally {
+      this.#xen.close();
+    }
   }
 
   async #call<T>(call: () => Promise<T>, domid?: number): Promise<T> {
@@ -141,8 +160,7 @@ function openXen(
   minLevel: number,
 ): NativeXen {
   const { Xen } = addon;
-  if (Xen === undefined)
-    throw new AddonError('ERR_XEN_ADDON_NO_XEN', 'the native addon was built without Xen');
+  if (Xen === undefined) throw noXen();
   try {
     return new Xen(log, minLevel);
   } catch (cause) {
@@ -150,6 +168,22 @@ function openXen(
   }
 }
 
-function noToolstack(): Toolstack {
-  throw new UsageError('no toolstack');
+function makeToolstack(addon: NativeAddon, calls: NativeXen, options: XenHostOptions): XenToolstack {
+  const { acceptDefaultCpuPolicy, hvmWithoutDeviceModel } = options;
+  return new XenToolstack({
+    calls,
+    openEvtchn: () => {
+      if (addon.Evtchn === undefined) throw noXen();
+      return new addon.Evtchn();
+    },
+    watchReadable: (fd, callback) => addon.watchReadable(fd, callback),
+    openStore: () => openXenstore({ device: addon }),
+    wrapError: hostError,
+    acceptDefaultCpuPolicy,
+    hvmWithoutDeviceModel,
+  });
+}
+
+function noXen(): AddonError {
+  return new AddonError('ERR_XEN_ADDON_NO_XEN', 'the native addon was built without Xen');
 }
