@@ -2,6 +2,7 @@
 import type { Readable, Writable } from 'node:stream';
 import { parseArgs, type ParseArgsConfig } from 'node:util';
 import { UsageError } from '../errors.js';
+import type { Survey, SurveyWorld } from './survey.js';
 import type { XenSide } from './xen-side.js';
 
 /** A stream that the command prints to: `process.stdout`, or a collector in tests. */
@@ -20,6 +21,8 @@ export interface CommandIo {
   readonly env: Readonly<Record<string, string | undefined>>;
   /** Opens the machine's Xen. Default: through the addon. */
   readonly openXen?: (() => Promise<XenSide>) | undefined;
+  /** Looks at the machine. Default: as it is. */
+  readonly survey?: ((world: SurveyWorld) => Promise<Survey>) | undefined;
 }
 
 /** One subcommand of `xen-migrate`. */

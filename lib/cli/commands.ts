@@ -23,6 +23,16 @@ export const commands: readonly CommandEntry[] = [
     load: async () => (await import('./inspect.js')).inspect,
   },
   {
+    name: 'info',
+    summary: 'tells what of Xen is here, and what can be done with it',
+    load: async () => (await import('./info.js')).info,
+  },
+  {
+    name: 'list',
+    summary: 'lists the domains of this machine',
+    load: async () => (await import('./list.js')).list,
+  },
+  {
     name: 'migrate',
     summary: 'live-migrates a guest to a receiver',
     load: async () => (await import('./migrate.js')).migrate,

@@ -7,7 +7,7 @@ import { SaveErrorCode } from '../save/codes.js';
 import { bytesText, countText } from './format.js';
 import type { OpenHost } from './hypervisor.js';
 import { createGuest, planText, type GuestPlan } from './simulated.js';
-import type { XenSide } from './xen-side.js';
+import { kindOf, type Label, type XenSide } from './xen-side.js';
 
 /** Guests that a message lists; a host may have hundreds. */
 const LISTED = 12;
@@ -32,12 +32,13 @@ export async function takeGuest(open: OpenHost, plan: GuestPlan, operand: string
 }
 
 async function findGuest(xen: XenSide, operand: string): Promise<Guest> {
-  const [domains, names] = await Promise.all([xen.host.listDomains(), xen.names()]);
-  const info = lookUp(operand, domains, names);
-  if (info === undefined) throw unknownGuest(operand, domains, names);
+  const [domains, labels] = await Promise.all([xen.host.listDomains(), xen.labels()]);
+  const info = lookUp(operand, domains, labels);
+  if (info === undefined) throw unknownGuest(operand, domains, labels);
   if (info.domid === 0) throw new UsageError(`"${operand}" is the control domain, which cannot be moved`);
-  const name = names.get(info.domid) ?? `domain ${info.domid}`;
-  const kind = await xen.kind(info);
+  const label = labels.get(info.domid);
+  const name = label?.name ?? `domain ${info.domid}`;
+  const kind = kindOf(info, label);
   const vcpus = info.maxVcpuId + 1;
   const about = `${kind} guest, ${bytesText(info.totPages * 4096)}, ${vcpus} ${vcpus === 1 ? 'vcpu' : 'vcpus'}`;
   const noShadow = kind === 'pv' && xen.hypervisor.guests?.shadow === false;
@@ -64,8 +65,8 @@ export async function arrivedGuest(open: OpenHost, domid: number, guestType: 'pv
   if (open.kind === 'sim') return { kind: open.host.guest(domid).kind, name: undefined };
   try {
     const info = (await open.host.listDomains()).find((domain) => domain.domid === domid);
-    const [kind, names] = await Promise.all([info && open.xen.kind(info), open.xen.names()]);
-    return { kind: kind ?? guestType, name: names.get(domid) };
+    const label = (await open.xen.labels()).get(domid);
+    return { kind: kindOf(info ?? { hvm: guestType === 'hvm' }, label), name: label?.name };
   } catch (error) {
     debug('domain %d has arrived, and cannot be asked about: %O', domid, error);
     return { kind: guestType, name: undefined };
@@ -76,20 +77,23 @@ export async function arrivedGuest(open: OpenHost, domid: number, guestType: 'pv
 function lookUp(
   operand: string,
   domains: readonly DomainInfo[],
-  names: ReadonlyMap<number, string>,
+  labels: ReadonlyMap<number, Label>,
 ): DomainInfo | undefined {
   const byId = /^\d+$/.test(operand) ? domains.find(({ domid }) => domid === Number(operand)) : undefined;
-  return byId ?? domains.find(({ domid }) => names.get(domid) === operand);
+  return byId ?? domains.find(({ domid }) => labels.get(domid)?.name === operand);
 }
 
 function unknownGuest(
   operand: string,
   domains: readonly DomainInfo[],
-  names: ReadonlyMap<number, string>,
+  labels: ReadonlyMap<number, Label>,
 ): GuestError {
   const there = domains
     .filter(({ domid }) => domid !== 0)
-    .map(({ domid }) => (names.has(domid) ? `${names.get(domid)} (${domid})` : `domain ${domid}`));
+    .map(({ domid }) => {
+      const name = labels.get(domid)?.name;
+      return name === undefined ? `domain ${domid}` : `${name} (${domid})`;
+    });
   const more = there.length - LISTED;
   const list = there.slice(0, LISTED).join(', ') + (more > 0 ? ` and ${countText(more)} more` : '');
   const rest = there.length === 0 ? 'no guest is here' : `there ${there.length === 1 ? 'is' : 'are'} ${list}`;

@@ -1,6 +1,6 @@
 /** Options of `demo`, `migrate` and `save` that steer the copying. */
 import type { SaveLimits } from '../save/types.js';
-import { countOf, durationOf, sizeOf } from './values.js';
+import { countOf, durationOf, sizeOf } from '../quantities.js';
 
 export const limitOptions = {
   bandwidth: { type: 'string' },

@@ -2,6 +2,7 @@
 import { startMigrate } from '../migrate/migrate.js';
 import type { MigrateResult } from '../migrate/types.js';
 import { UsageError } from '../errors.js';
+import { durationOf } from '../quantities.js';
 import { addressText, connectTo, parseAddress, requirePrivate } from './address.js';
 import { ExitCode, parseArguments, type Command, type CommandIo } from './command.js';
 import { paintFor } from './format.js';
@@ -13,7 +14,6 @@ import { operands } from './operands.js';
 import { printJson, printLines } from './print.js';
 import { transferLines } from './report.js';
 import { guestPlan, simGuestHelp, simGuestOptions } from './simulated.js';
-import { durationOf } from './values.js';
 
 const MEMORY = '256M';
 const CONNECT_MS = 10_000;

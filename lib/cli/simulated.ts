@@ -3,8 +3,9 @@ import { UsageError } from '../errors.js';
 import type { GuestKind, SimulatedGuest } from '../host/simulated/guest.js';
 import type { SimulatedHost } from '../host/simulated/host.js';
 import { DEFAULT_RATE, type Workload, type WorkloadKind } from '../host/simulated/guest/workload.js';
+import { countOf, sizeOf } from '../quantities.js';
 import { bytesText, countText } from './format.js';
-import { choiceOf, countOf, sizeOf } from './values.js';
+import { choiceOf } from './values.js';
 
 /** Options that describe a simulated guest. */
 export const guestOptions = {

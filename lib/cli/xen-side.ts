@@ -7,14 +7,25 @@ import { openXenstore, type XenstoreClient } from '../toolstack/xenstore/index.j
 /** Kinds of guests in the words of xl's configuration. */
 export type XenGuestKind = 'pv' | 'pvh' | 'hvm';
 
+/** What the toolstack noted down about a domain. */
+export interface Label {
+  readonly name: string | undefined;
+  /** `pv`, `pvh` or `hvm`, for domains that libxl or this library built. */
+  readonly type: string | undefined;
+}
+
 /** A Xen host. Closing `host` closes all of it. */
 export interface XenSide {
   readonly host: Host;
   readonly hypervisor: HypervisorVersion;
-  /** Names that the toolstack gave, by domid. A domain without one is absent. */
-  names(): Promise<ReadonlyMap<number, string>>;
-  /** HVM or PVH is the toolstack's knowledge: to the hypervisor both are HVM. */
-  kind(info: DomainInfo): Promise<XenGuestKind>;
+  /** Labels of all domains, by domid. */
+  labels(): Promise<ReadonlyMap<number, Label>>;
+}
+
+/** HVM or PVH is the toolstack's knowledge: to the hypervisor both are HVM. */
+export function kindOf(info: Pick<DomainInfo, 'hvm'>, label: Label | undefined): XenGuestKind {
+  if (!info.hvm) return 'pv';
+  return label?.type === 'pvh' ? 'pvh' : 'hvm';
 }
 
 /** Opens this machine's Xen. Rejects with AddonError. */
@@ -25,29 +36,26 @@ export async function openXenSide(): Promise<XenSide> {
   return {
     host,
     hypervisor: host.hypervisor,
-    names: () => withXenstore(readNames),
-    kind: async (info) => {
-      if (!info.hvm) return 'pv';
-      const type = await withXenstore((store) => store.read(`/libxl/${info.domid}/type`));
-      return type === 'pvh' ? 'pvh' : 'hvm';
+    labels: async () => {
+      const store = await openXenstore({ device: loadAddon() });
+      try {
+        return await readLabels(store);
+      } finally {
+        store.close();
+      }
     },
   };
 }
 
-async function readNames(store: XenstoreClient): Promise<Map<number, string>> {
-  const names = new Map<number, string>();
+async function readLabels(store: XenstoreClient): Promise<Map<number, Label>> {
+  const labels = new Map<number, Label>();
   for (const entry of await store.list('/local/domain')) {
-    const name = await store.read(`/local/domain/${entry}/name`);
-    if (name !== undefined && name !== '') names.set(Number(entry), name);
+    if (!/^\d+$/.test(entry)) continue;
+    const [name, type] = await Promise.all([
+      store.read(`/local/domain/${entry}/name`),
+      store.read(`/libxl/${entry}/type`),
+    ]);
+    labels.set(Number(entry), { name: name === '' ? undefined : name, type });
   }
-  return names;
-}
-
-async function withXenstore<T>(use: (store: XenstoreClient) => Promise<T>): Promise<T> {
-  const store = await openXenstore({ device: loadAddon() });
-  try {
-    return await use(store);
-  } finally {
-    store.close();
-  }
+  return labels;
 }

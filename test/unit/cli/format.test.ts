@@ -9,9 +9,10 @@ import {
   timeText,
   widthOf,
 } from '../../../lib/cli/format.js';
-import { choiceOf, countOf, durationOf, sizeOf } from '../../../lib/cli/values.js';
+import { choiceOf } from '../../../lib/cli/values.js';
 import { downtimeLines, factLines, roundsLines } from '../../../lib/cli/report.js';
 import { UsageError } from '../../../lib/errors.js';
+import { countOf, durationOf, sizeOf } from '../../../lib/quantities.js';
 
 const plain = paintFor({}, {});
 

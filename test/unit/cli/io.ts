@@ -37,13 +37,18 @@ export interface TestIo extends CommandIo {
 }
 
 export function testIo(
-  options: { tty?: boolean; env?: Record<string, string>; stdin?: Readable } = {},
+  options: { tty?: boolean; env?: Record<string, string>; stdin?: Readable } & Pick<
+    CommandIo,
+    'openXen' | 'survey'
+  > = {},
 ): TestIo {
   return {
     stdin: options.stdin ?? Readable.from([]),
     stdout: new Collector(options.tty),
     stderr: new Collector(options.tty),
     env: options.env ?? {},
+    openXen: options.openXen,
+    survey: options.survey,
   };
 }
 

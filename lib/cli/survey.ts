@@ -1,0 +1,217 @@
+/** What of Xen is on this machine, and what can be done with it: the facts behind `info`. */
+import { access, constants, readdir, realpath, stat } from 'node:fs/promises';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { debug } from '../debug.js';
+import { loadAddon, probeXen, type XenProbe } from '../host/xen/addon.js';
+import type { HypervisorVersion } from '../host/xen/native.js';
+import { openXenstore, xenstorePaths, type FdWatch } from '../toolstack/xenstore/index.js';
+import { VERSION } from '../version.js';
+import type { XenGuestKind } from './xen-side.js';
+
+/** Time for xenstored to answer, ms. A healthy one takes less than one. */
+const XENSTORE_MS = 5000;
+
+/** Devices of the kernel, and what needs them. */
+const DEVICES: readonly (readonly [path: string, use: string])[] = [
+  ['/dev/xen/privcmd', 'hypercalls and guest memory'],
+  ['/dev/xen/evtchn', 'events, to suspend guests'],
+  ['/dev/xen/xenbus', 'xenstore, where its daemon has no socket'],
+];
+
+/** Folders in which Xen's own programs may be: Debian's by release, then those of other builds. */
+const HELPER_FOLDERS = [
+  '/usr/libexec/xen/bin',
+  '/usr/lib/xen/bin',
+  '/usr/lib64/xen/bin',
+  '/usr/local/lib/xen/bin',
+];
+const STOCK_HELPER = 'libxl-save-helper';
+
+const OWN_HELPER = fileURLToPath(new URL('../helper/main.js', import.meta.url));
+
+/** How far a device or file can be used by this process. */
+export type Access = 'usable' | 'denied' | 'absent';
+
+/** What is wrong, and the cure. */
+export interface Problem {
+  readonly code: string;
+  readonly message: string;
+}
+
+/** What can be done with guests of a kind. A text says why not, or how else. */
+export interface Ability {
+  readonly kind: XenGuestKind;
+  readonly save: true | string;
+  readonly restore: true | string;
+  readonly live: true | string;
+}
+
+export interface Survey {
+  readonly version: string;
+  readonly node: string;
+  readonly addon: {
+    readonly path: string | undefined;
+    /** Release of the Xen libraries that it was built with. */
+    readonly xenVersion: string | undefined;
+  };
+  readonly hypervisor: HypervisorVersion | undefined;
+  /** Why the addon or the hypervisor cannot be used. */
+  readonly problem: Problem | undefined;
+  readonly devices: readonly { readonly path: string; readonly use: string; readonly access: Access }[];
+  readonly xenstore: {
+    /** The socket or device that is there. */
+    readonly path: string | undefined;
+    readonly answers: boolean;
+    readonly problem: Problem | undefined;
+  };
+  readonly helper: {
+    /** libxl's own. More than one if several releases are installed. */
+    readonly stock: readonly string[];
+    readonly own: string;
+    /** LIBXL_SAVE_HELPER. */
+    readonly chosen: string | undefined;
+    readonly chosenIsOwn: boolean;
+  };
+  readonly abilities: readonly Ability[];
+  /** Guests can be worked with. */
+  readonly usable: boolean;
+}
+
+/** Where a survey looks; other places than the machine's own are of use only to tests. */
+export interface SurveyWorld {
+  readonly env: Readonly<Record<string, string | undefined>>;
+  /** Goes before all paths of the machine. */
+  readonly root?: string | undefined;
+  readonly probe?: (() => XenProbe) | undefined;
+  readonly ownHelper?: string | undefined;
+}
+
+/** Looks around. Never rejects for what it finds. */
+export async function survey(world: SurveyWorld): Promise<Survey> {
+  const { root = '', probe = probeXen, ownHelper = OWN_HELPER } = world;
+  const { build, hypervisor, problem } = probe();
+  const devices = await Promise.all(
+    DEVICES.map(async ([device, use]) => ({ path: device, use, access: await accessTo(root + device) })),
+  );
+  const xenstore = await surveyXenstore(world);
+  const usable = problem === undefined && xenstore.answers;
+  const chosen = world.env['LIBXL_SAVE_HELPER'];
+  return {
+    version: VERSION,
+    node: process.version,
+    addon: {
+      path: build === undefined ? undefined : pathOfAddon(),
+      xenVersion: build?.xenVersion ?? undefined,
+    },
+    hypervisor,
+    problem: problem && { code: problem.code, message: problem.message },
+    devices,
+    xenstore,
+    helper: {
+      stock: await stockHelpers(root),
+      own: ownHelper,
+      chosen,
+      chosenIsOwn: await isSame(chosen, ownHelper, world.env['PATH']),
+    },
+    abilities: usable && hypervisor !== undefined ? abilitiesOf(hypervisor) : [],
+    usable,
+  };
+}
+
+/** The loader notes down at the addon where it found it. */
+function pathOfAddon(): string | undefined {
+  const { path: file } = loadAddon() as { readonly path?: unknown };
+  return typeof file === 'string' ? file : undefined;
+}
+
+async function surveyXenstore(world: SurveyWorld): Promise<Survey['xenstore']> {
+  const { root = '', env } = world;
+  const there: string[] = [];
+  for (const place of xenstorePaths(env)) if (await exists(root + place)) there.push(root + place);
+  const [first] = there;
+  if (first === undefined) {
+    const message = 'there is no xenstored: neither its socket nor the device of the kernel is here';
+    return { path: undefined, answers: false, problem: { code: 'ERR_XEN_XENSTORE', message } };
+  }
+  try {
+    const store = await openXenstore({ path: first, device: deviceWatch(), timeoutMs: XENSTORE_MS });
+    try {
+      await store.list('/local/domain');
+    } finally {
+      store.close();
+    }
+    return { path: first, answers: true, problem: undefined };
+  } catch (error) {
+    const { code = 'ERR_XEN_XENSTORE', message } = error as NodeJS.ErrnoException;
+    return { path: first, answers: false, problem: { code, message } };
+  }
+}
+
+/** Without the addon, a socket can still be asked. */
+function deviceWatch(): FdWatch | undefined {
+  try {
+    return loadAddon();
+  } catch (error) {
+    debug('xenstore over sockets alone: %O', error);
+    return undefined;
+  }
+}
+
+/** What the running hypervisor, and this version of the library, can do. */
+export function abilitiesOf({ guests }: HypervisorVersion): Ability[] {
+  // A hypervisor that does not say is taken at its best: what it cannot do it will refuse by itself.
+  const { pv, hvm, shadow } = guests ?? { pv: true, hvm: true, shadow: true };
+  const none = (what: string): Pick<Ability, 'save' | 'restore' | 'live'> => {
+    const why = `no: this hypervisor runs no ${what} guests`;
+    return { save: why, restore: why, live: why };
+  };
+  const all = { save: true, restore: true, live: true } as const;
+  const noShadow = 'no: hypervisor without shadow paging';
+  return [
+    { kind: 'pv', ...(pv ? { ...all, live: shadow ? true : noShadow } : none('PV')) },
+    { kind: 'pvh', ...(hvm ? all : none('PVH')) },
+    { kind: 'hvm', ...(hvm ? { ...all, restore: 'yes, by xl with our save helper' } : none('HVM')) },
+  ];
+}
+
+async function stockHelpers(root: string): Promise<string[]> {
+  const releases = await readdir(`${root}/usr/lib`).catch(() => []);
+  const debian = releases.filter((name) => /^xen-\d/.test(name)).map((name) => `/usr/lib/${name}/bin`);
+  const found: string[] = [];
+  for (const folder of [...debian.sort(), ...HELPER_FOLDERS]) {
+    const file = path.join(folder, STOCK_HELPER);
+    if (await exists(root + file)) found.push(file);
+  }
+  return found;
+}
+
+/** True if the program that libxl would start is `own`. It is looked for in PATH, as libxl's exec does. */
+async function isSame(chosen: string | undefined, own: string, search = ''): Promise<boolean> {
+  if (chosen === undefined || chosen === '') return false;
+  const places = chosen.includes('/')
+    ? [chosen]
+    : search.split(':').map((folder) => path.join(folder, chosen));
+  const target = await realpath(own).catch(() => undefined);
+  for (const place of places) {
+    const real = await realpath(place).catch(() => undefined);
+    if (real !== undefined) return real === target;
+  }
+  return false;
+}
+
+async function accessTo(file: string): Promise<Access> {
+  try {
+    await access(file, constants.R_OK | constants.W_OK);
+    return 'usable';
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'ENOENT' ? 'absent' : 'denied';
+  }
+}
+
+async function exists(file: string): Promise<boolean> {
+  return stat(file).then(
+    () => true,
+    () => false,
+  );
+}
