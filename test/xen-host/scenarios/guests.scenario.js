@@ -1,0 +1,187 @@
+/**
+ * Real guests through our code and Xen's, in every combination: what one saves the other restores, live migrations on
+ * the same host in both directions, and the command without libxl. After each step the guest shows that it goes on:
+ * ticks in a row, and a pass over its memory that finds every word as it was written.
+ */
+
+/**
+ * @typedef {import('../lib/context.js').Context} Context
+ * @typedef {import('../lib/context.js').GuestType} GuestType
+ * @typedef {import('../lib/guest.js').Guest} Guest
+ * @typedef {'stock' | 'ours'} Whose
+ */
+
+/** @param {Context} t @param {Whose} whose */
+const helperOf = (t, whose) => (whose === 'ours' ? { helper: t.helper } : {});
+
+/**
+ * xl save with the one helper, xl restore with the other.
+ *
+ * @param {Context} t
+ * @param {Guest} guest
+ * @param {Whose} saver
+ * @param {Whose} restorer
+ */
+async function saveAndRestore(t, guest, saver, restorer) {
+  const file = t.file(`${saver}-${restorer}`);
+  const before = guest.lastTick();
+  const saved = await t.xl(['save', guest.name, file], helperOf(t, saver));
+  if (await guest.exists()) throw new Error(`the guest is still there after xl save with ${saver} helper`);
+  await valid(t, file);
+  const mark = guest.mark();
+  const restored = await t.xl(['restore', file], helperOf(t, restorer));
+  await guest.goesOn(mark);
+  sameLife(guest, before);
+  t.measure(`${guest.type}: xl save, ${saver}, s`, saved.seconds);
+  t.measure(`${guest.type}: xl restore, ${restorer}, s`, restored.seconds);
+  await t.run(['rm', '-f', file]);
+}
+
+/**
+ * Our verifier finds nothing to say against the stream.
+ *
+ * @param {Context} t
+ * @param {string} file
+ */
+async function valid(t, file) {
+  const { verify } = await import('/project/dist/index.js');
+  const report = await verify(file, { signal: t.signal });
+  if (!report.valid || report.warnings > 0) throw new Error(`${file}: ${JSON.stringify(report.findings)}`);
+}
+
+/**
+ * It went on from where it was: it was not booted anew.
+ *
+ * @param {Guest} guest
+ * @param {number | undefined} before
+ */
+function sameLife(guest, before) {
+  if (guest.type === 'tiny') return;
+  const now = guest.lastTick();
+  if (before === undefined || now === undefined || now <= before)
+    throw new Error(`${guest.name}: tick ${now} after tick ${before}`);
+}
+
+/**
+ * xl migrate to this same host.
+ *
+ * @param {Context} t
+ * @param {Guest} guest
+ * @param {Whose} sender
+ * @param {Whose} receiver
+ */
+async function migrateHere(t, guest, sender, receiver) {
+  const domid = await guest.domid();
+  const before = guest.lastTick();
+  const mark = guest.mark();
+  const env = receiver === 'ours' ? `LIBXL_SAVE_HELPER=${t.helper}` : '-u LIBXL_SAVE_HELPER';
+  const moved = await t.xl(
+    ['migrate', '-s', '', guest.name, `env ${env} xl migrate-receive`],
+    helperOf(t, sender),
+  );
+  if ((await guest.domid()) === domid) throw new Error(`${guest.name} is still domain ${domid}`);
+  await guest.goesOn(mark);
+  sameLife(guest, before);
+  t.measure(`${guest.type}: xl migrate, ${sender} to ${receiver}, s`, moved.seconds);
+}
+
+/** @param {GuestType} type @returns {import('../lib/main.js').Scenario} */
+const saves = (type) => ({
+  name: `${type}: ours and stock save and restore each other's images`,
+  seconds: 300,
+  async run(t) {
+    const guest = await t.guest(type);
+    await saveAndRestore(t, guest, 'ours', 'stock');
+    await saveAndRestore(t, guest, 'stock', 'ours');
+    await saveAndRestore(t, guest, 'ours', 'ours');
+  },
+});
+
+/** @param {GuestType} type @param {'stock' | 'shadow'} [hypervisor] @returns {import('../lib/main.js').Scenario} */
+const lives = (type, hypervisor = 'stock') => ({
+  name: `${type}: live migration, ours to stock and back`,
+  hypervisor,
+  seconds: 400,
+  async run(t) {
+    const guest = await t.guest(type, { dirty: 2 });
+    await migrateHere(t, guest, 'ours', 'stock');
+    await migrateHere(t, guest, 'stock', 'ours');
+  },
+});
+
+/**
+ * `xen-migrate save` and, where it can, `xen-migrate restore`: no libxl on the way.
+ *
+ * @param {GuestType} type
+ * @returns {import('../lib/main.js').Scenario}
+ */
+const withoutXl = (type) => ({
+  name: `${type}: xen-migrate save${type === 'hvm' ? '' : ' and restore'} without libxl`,
+  seconds: 300,
+  async run(t) {
+    const guest = await t.guest(type);
+    const file = t.file('image');
+    const command = t.bin('xen-migrate');
+
+    let before = guest.lastTick();
+    t.log((await t.run([command, 'save', guest.name, file])).stdout);
+    if (await guest.exists()) throw new Error('the guest is still there after xen-migrate save');
+    await valid(t, file);
+    let mark = guest.mark();
+    await t.xl(['restore', file]);
+    await guest.goesOn(mark);
+    sameLife(guest, before);
+
+    // A snapshot: the guest goes on, where it was and out of the image.
+    mark = guest.mark();
+    t.log((await t.run([command, 'save', '--checkpoint', '--no-live', guest.name, file])).stdout);
+    await guest.goesOn(mark);
+    if (type === 'hvm') return;
+
+    await guest.destroy();
+    mark = guest.mark();
+    t.log((await t.run([command, 'restore', file])).stdout);
+    await guest.goesOn(mark);
+    t.log((await t.run([command, 'list'])).stdout);
+    // What we built, stock xl can save.
+    const again = t.file('again');
+    await t.xl(['save', guest.name, again]);
+    mark = guest.mark();
+    await t.xl(['restore', again]);
+    await guest.goesOn(mark);
+  },
+});
+
+/** @type {import('../lib/main.js').Scenario[]} */
+export const scenarios = [
+  saves('pv'),
+  saves('pvh'),
+  saves('hvm'),
+  saves('tiny'),
+  lives('pvh'),
+  lives('hvm'),
+  lives('pv', 'shadow'),
+  withoutXl('pv'),
+  withoutXl('pvh'),
+  withoutXl('hvm'),
+  {
+    name: 'pvh: xen-migrate migrate to xen-migrate receive, live, without libxl',
+    seconds: 300,
+    async run(t) {
+      const guest = await t.guest('pvh', { dirty: 2 });
+      const before = guest.lastTick();
+      const domid = await guest.domid();
+      const command = t.bin('xen-migrate');
+      const socket = `unix://${t.file('socket')}`;
+      const mark = guest.mark();
+      const receiving = t.run([command, 'receive', '--listen', socket, '--once']);
+      receiving.catch(() => {});
+      await t.sh(`until [ -S '${t.file('socket')}' ]; do sleep 0.3; done`);
+      t.log((await t.run([command, 'migrate', guest.name, socket])).stdout);
+      t.log((await receiving).stdout);
+      if ((await guest.domid()) === domid) throw new Error(`${guest.name} is still domain ${domid}`);
+      await guest.goesOn(mark);
+      sameLife(guest, before);
+    },
+  },
+];
