@@ -7,4 +7,4 @@ const world = worldOfProcess(async (toolstack, log) => {
   const { XenHost } = await import('../host/xen/host.js');
   return new XenHost({ toolstack, log });
 });
-process.exit(await runHelper(world));
+void runHelper(world).then((code) => process.exit(code));

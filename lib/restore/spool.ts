@@ -5,9 +5,8 @@
  * Small checkpoints stay in memory; of larger ones all but the last blocks are in a file without a name. The same bytes
  * are then read back, so a checkpoint costs one write and one read of the page cache at most.
  */
-import { randomBytes } from 'node:crypto';
 import { constants } from 'node:fs';
-import { type FileHandle, open, unlink } from 'node:fs/promises';
+import type { FileHandle } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { StreamFormatError, TransportError } from '../errors.js';
@@ -116,7 +115,12 @@ export class CheckpointSpool {
     this.#inMemory = 0;
   }
 
+  /** Loads what it needs only now: most restores have no checkpoints, and start sooner without. */
   async #create(): Promise<FileHandle> {
+    const [{ randomBytes }, { open, unlink }] = await Promise.all([
+      import('node:crypto'),
+      import('node:fs/promises'),
+    ]);
     const path = join(this.#directory, `xen-migration-${randomBytes(12).toString('hex')}`);
     const { O_RDWR, O_CREAT, O_EXCL } = constants;
     const file = await open(path, O_RDWR | O_CREAT | O_EXCL, 0o600);
