@@ -205,8 +205,16 @@ export class XenstoreClient extends XenstoreNodes implements Disposable {
     return answer === 'T';
   }
 
-  /** Ends all watches of this connection at once. Transactions under way are dropped by xenstored too. */
+  /**
+   * Ends all watches of this connection at once. Transactions under way are dropped by xenstored too.
+   *
+   * @throws XenstoreError with EOPNOTSUPP through a device: the kernel's own watches would end with ours
+   */
   async resetWatches(options?: XenstoreOptions): Promise<void> {
+    if (this.#connection.throughKernel) {
+      const why = "through a device it would end the kernel's own watches";
+      throw new XenstoreError('XS_RESET_WATCHES', Errno.EOPNOTSUPP, why);
+    }
     await this.request({ ...options, operation: 'XS_RESET_WATCHES', parts: [encodeString('')] });
     const watches = [...this.#watches.values()];
     this.#watches.clear();

@@ -83,6 +83,11 @@ export class Connection {
     link.start({ onBytes: this.#onBytes, onLost: (error) => this.#fail(error) });
   }
 
+  /** Whether the kernel stands between; see XenstoreLink. */
+  get throughKernel(): boolean {
+    return this.#link.kernel;
+  }
+
   /** What the connection ended with; undefined while it works. */
   get failure(): XenMigrationError | undefined {
     return this.#failure;
@@ -124,7 +129,7 @@ export class Connection {
       );
       signal?.addEventListener('abort', onAbort, { once: true });
       this.#pending.set(reqId, pending);
-      if (this.#link.serial) this.#sendNext();
+      if (this.#link.kernel) this.#sendNext();
       else this.#send(pending);
     });
   }
@@ -147,7 +152,7 @@ export class Connection {
     return this.#lastReqId;
   }
 
-  /** On a serial link: sends the next request if none is under way. */
+  /** Through the kernel: sends the next request if none is under way. */
   #sendNext(): void {
     for (const pending of this.#pending.values()) if (pending.sent || this.#send(pending)) return;
   }
@@ -157,13 +162,14 @@ export class Connection {
     const { message } = pending;
     pending.sent = true;
     pending.message = undefined;
-    try {
-      if (message !== undefined) this.#link.send(message);
-      return true;
-    } catch (error) {
-      this.#finish(pending, (settle) => settle?.reject(refusal(pending.request, error)));
-      return false;
-    }
+    const refusal = message && this.#link.send(message);
+    if (refusal === undefined) return true;
+    const { operation, path } = pending.request;
+    const { errno, why, cause } = refusal;
+    this.#finish(pending, (settle) =>
+      settle?.reject(new XenstoreError(operation, errno, why, { path, cause })),
+    );
+    return false;
   }
 
   #finish(pending: Pending, settle: (to: Pending['settle']) => void): void {
@@ -229,25 +235,18 @@ export class Connection {
         request.onLate?.(body);
       }
     });
-    if (this.#link.serial) this.#sendNext();
+    if (this.#link.kernel) this.#sendNext();
   }
 
   #awaiting({ type, reqId }: XenstoreMessage): Pending | undefined {
     const pending = this.#pending.get(reqId);
-    if (pending !== undefined || !this.#link.serial || reqId !== 0)
+    if (pending !== undefined || !this.#link.kernel || reqId !== 0)
       return pending?.sent === true ? pending : undefined;
     // The kernel answers watch requests by itself and does not copy the req_id.
     if (type !== XenstoreType.XS_WATCH && type !== XenstoreType.XS_UNWATCH) return undefined;
     const [first] = this.#pending.values();
     return first?.sent === true ? first : undefined;
   }
-}
-
-/** The link's refusal of one message, under the operation's name. */
-function refusal(request: Request, cause: unknown): XenMigrationError {
-  const errno = cause instanceof XenstoreError ? cause.errno : Errno.EIO;
-  const text = cause instanceof Error ? cause.message : String(cause);
-  return new XenstoreError(request.operation, errno, text, { cause, path: request.path });
 }
 
 function describe({ operation, path }: Request): string {

@@ -7,9 +7,8 @@
  */
 import * as fs from 'node:fs';
 import { Errno, errnoName } from '../../abi/errno.js';
-import { XenstoreError } from '../../errors.js';
 import { connectionLost } from './socket.js';
-import type { LinkEvents, XenstoreLink } from './link.js';
+import type { LinkEvents, Refusal, XenstoreLink } from './link.js';
 import { XENSTORE_HEADER_SIZE, XENSTORE_PAYLOAD_MAX } from './wire.js';
 
 /** A watched descriptor. */
@@ -31,12 +30,15 @@ export interface FdWatch {
   watchReadable(fd: number, onReadable: () => void, keepAlive: boolean): ReadableWatch;
 }
 
+/** Bytes of a message, header included, that the kernel has room for: 16 fewer than xenstored. */
+const XENBUS_MESSAGE_MAX = 4096;
+
 /** Reads per readiness, so that a stream of events cannot hold the event loop. */
 const READS_PER_TURN = 16;
 
 class DeviceLink implements XenstoreLink {
   readonly name: string;
-  readonly serial = true;
+  readonly kernel = true;
   readonly #fd: number;
   readonly #fdWatch: FdWatch;
   readonly #buffer = new Uint8Array(XENSTORE_HEADER_SIZE + XENSTORE_PAYLOAD_MAX);
@@ -59,23 +61,20 @@ class DeviceLink implements XenstoreLink {
    * The kernel takes a message by one write, whole: what follows it in the same write is dropped. It answers an
    * ill-formed request by failing the write.
    */
-  send(message: Uint8Array): void {
+  send(message: Uint8Array): Refusal | undefined {
+    if (message.length > XENBUS_MESSAGE_MAX) {
+      const why = `${this.name} takes messages of at most ${XENBUS_MESSAGE_MAX} bytes with their header`;
+      return { errno: Errno.E2BIG, why };
+    }
     let written: number;
     try {
       written = fs.writeSync(this.#fd, message);
-    } catch (error) {
-      const errno = errnoOf(error);
-      throw new XenstoreError('request', errno, `${this.name} refused it: ${errnoName(errno)}`, {
-        cause: error,
-      });
+    } catch (cause) {
+      const errno = errnoOf(cause);
+      return { errno, why: `${this.name} refused it with ${errnoName(errno)}`, cause };
     }
-    if (written !== message.length) {
-      throw new XenstoreError(
-        'request',
-        Errno.EIO,
-        `${this.name} took ${written} of ${message.length} bytes`,
-      );
-    }
+    if (written === message.length) return undefined;
+    return { errno: Errno.EIO, why: `${this.name} took ${written} of ${message.length} bytes` };
   }
 
   close(): void {

@@ -1,6 +1,14 @@
 /** What carries the messages: a socket of xenstored, or the kernel's xenbus device. */
 import type { XenstoreError } from '../../errors.js';
 
+/** Why a link did not take a message. */
+export interface Refusal {
+  /** Positive. */
+  readonly errno: number;
+  readonly why: string;
+  readonly cause?: unknown;
+}
+
 /** What a link tells its owner. Never called before `start` nor after `close`. */
 export interface LinkEvents {
   /** A piece of the incoming byte stream. Valid during the call alone. */
@@ -14,13 +22,14 @@ export interface XenstoreLink {
   /** For messages: the path of the socket or device. */
   readonly name: string;
   /**
-   * True if only one request may be under way, and if the answers to XS_WATCH and XS_UNWATCH come with req_id 0: the
-   * kernel makes these up by itself.
+   * True if the kernel stands between, which uses the same connection with xenstored for itself: one request may be under
+   * way at a time, the answers to XS_WATCH and XS_UNWATCH come with req_id 0, for the kernel makes these up by itself, and
+   * XS_RESET_WATCHES would end the kernel's own watches.
    */
-  readonly serial: boolean;
+  readonly kernel: boolean;
   start(events: LinkEvents): void;
-  /** Sends one whole message. Throws an XenstoreError if this message is refused; the link stays usable then. */
-  send(message: Uint8Array): void;
+  /** Sends one whole message. A refusal is of this message alone: the link stays usable. */
+  send(message: Uint8Array): Refusal | undefined;
   /** Idempotent. */
   close(): void;
 }

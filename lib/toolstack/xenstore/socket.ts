@@ -7,7 +7,7 @@ import type { LinkEvents, XenstoreLink } from './link.js';
 
 class SocketLink implements XenstoreLink {
   readonly name: string;
-  readonly serial = false;
+  readonly kernel = false;
   readonly #socket: net.Socket;
   #events: LinkEvents | undefined;
 
@@ -29,7 +29,7 @@ class SocketLink implements XenstoreLink {
     if (this.#socket.destroyed) process.nextTick(onClose);
   }
 
-  send(message: Uint8Array): void {
+  send(message: Uint8Array): undefined {
     this.#socket.write(message);
   }
 

@@ -111,6 +111,21 @@ describe('a xenbus device', () => {
     expect(fake.requests).toEqual(['XS_READ /a', 'XS_WRITE /third']);
   });
 
+  it('has less room than xenstored', async () => {
+    const path = '/big';
+    const room = 4096 - 16 - path.length - 1;
+    await client.write(path, 'x'.repeat(room));
+    await expect(client.write(path, 'y'.repeat(room + 1))).rejects.toMatchObject({ errno: 7, path });
+    expect(await client.read(path)).toBe('x'.repeat(room));
+  });
+
+  it('keeps the watches that the kernel has set over the same connection', async () => {
+    const one = await client.watch('/w');
+    await expect(client.resetWatches()).rejects.toMatchObject({ operation: 'XS_RESET_WATCHES', errno: 95 });
+    expect(fake.watched).toEqual(['/w']);
+    await one.close();
+  });
+
   it('gone, ends everything', async () => {
     const release = fake.hold('XS_READ');
     const pending = client.read('/a');
