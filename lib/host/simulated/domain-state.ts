@@ -276,35 +276,24 @@ export class DomainState {
       offsetOf[i] = (index & (REGION_FRAMES - 1)) * PAGE_SIZE;
     }
     this.mappings++;
-    const written = access === 'write' ? gfns.slice() : undefined;
-    // Writable for the toolstack is as good as written; and what it wrote until it let go must be marked, too.
-    if (written !== undefined) this.#markGfns(written);
     const mapping = new SimulatedMapping(memory.regions, memory.words, arrays, () => {
       this.mappings--;
-      if (written !== undefined) this.#markGfns(written);
       this.#freeIfUnused();
     });
     return this.#guardMappings ? guarded(mapping, access) : mapping;
   }
 
+  /** As any write of the toolstack, it leaves no dirty mark. */
   clearPage(gfn: number): void {
     const mfn = this.#mfnOfGfn(gfn);
     if (mfn === INVALID_FRAME)
       throw refusal('MMUEXT_CLEAR_PAGE', this.#noFrame(gfn), `no page at ${gfn}`, this.domid);
     this.memory.page(mfn).fill(0);
-    this.logDirty.mark(this.hvm ? gfn : this.memory.pfnOf(gfn));
   }
 
   /** A frame of somebody else, or no frame at all. */
   #noFrame(gfn: number): number {
     return !this.hvm && gfn >= 0 && gfn <= this.memory.maxMfn ? Errno.EPERM : Errno.EINVAL;
-  }
-
-  #markGfns(gfns: Float64Array): void {
-    if (!this.logDirty.enabled) return;
-    for (const gfn of gfns) {
-      if (this.#mfnOfGfn(gfn) !== INVALID_FRAME) this.logDirty.mark(this.hvm ? gfn : this.memory.pfnOf(gfn));
-    }
   }
 
   #mfnOfGfn(gfn: number): number {

@@ -73,9 +73,9 @@ export class XenDomain implements Domain {
   }
 
   pageTypes(gfns: Float64Array, types: Uint8Array): Promise<void> {
-    return this.#call(() => {
+    return this.#call(async () => {
       checkCount('XEN_DOMCTL_getpageframeinfo3', gfns.length, MAX_TYPES, this.domid);
-      return this.#xen.pageTypes(this.domid, gfns, types);
+      if (gfns.length > 0) await this.#xen.pageTypes(this.domid, gfns, types);
     });
   }
 
@@ -91,9 +91,10 @@ export class XenDomain implements Domain {
 
   populate(frames: Float64Array, order: 0 | 9 = 0): Promise<number> {
     return this.#call(async () => {
+      if (frames.length === 0) return 0;
       const done = await this.#xen.populate(this.domid, frames, order);
       // Xen says the same of a domain that is gone: no extents. Who fails for lack of memory should know.
-      if (done === 0 && frames.length > 0) await this.#xen.domainInfo(this.domid);
+      if (done === 0) await this.#xen.domainInfo(this.domid);
       return done;
     });
   }
