@@ -291,9 +291,11 @@ export class DomainState {
     this.memory.page(mfn).fill(0);
   }
 
-  /** A frame of somebody else, or no frame at all. */
+  /** Why a frame is not the domain's. PV: it is somebody else's, or belongs to a device or the hypervisor. */
   #noFrame(gfn: number): number {
-    return !this.hvm && gfn >= 0 && gfn <= this.memory.maxMfn ? Errno.EPERM : Errno.EINVAL;
+    const { baseMfn, maxMfn } = this.memory;
+    if (this.hvm || !(gfn >= 0 && gfn <= maxMfn)) return Errno.EINVAL;
+    return gfn < baseMfn ? Errno.EPERM : Errno.EBUSY;
   }
 
   #mfnOfGfn(gfn: number): number {
