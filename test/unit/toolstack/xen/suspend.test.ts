@@ -83,8 +83,8 @@ describe('through xenstore', () => {
       world.store.write(SHUTDOWN, '');
       Object.assign(world.xen.domains.get(5) as object, { shutdown: true, shutdownReason: 2 });
     };
-    await passTime(world, suspend());
-    expect(world.clock.now).toBeLessThan(60_000);
+    await passTime(world, suspend(1e9), 1e5);
+    expect(world.clock.now).toBeLessThan(1e9);
   });
 
   it('takes the request back from a guest that takes no notice', async () => {
@@ -312,13 +312,16 @@ describe('through the hypervisor', () => {
           await calls.shutdown(domid, reason);
           Object.assign(world.xen.domains.get(5) as object, { shutdown: false });
           stopper.abort();
-          setTimeout(() => stop(2), 20);
+          setTimeout(() => {
+            stop(2);
+            toolstack.store.fire('@releaseDomain');
+          }, 20);
         },
       },
     });
     try {
       const suspending = toolstack.toolstack.suspend(5, { live: false, signal: stopper.signal });
-      await expect(passTime(toolstack, suspending)).rejects.toBeInstanceOf(CancelledError);
+      await expect(suspending).rejects.toBeInstanceOf(CancelledError);
       expect(world.xen.log).toEqual(['shutdown 5 2', 'resume 5 true']);
     } finally {
       await toolstack[Symbol.asyncDispose]();
