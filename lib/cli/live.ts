@@ -104,10 +104,7 @@ export class LiveView {
     const blocks = Math.round((share ?? 0) * BAR);
     const bar = cyan(full.repeat(blocks)) + dim(empty.repeat(BAR - blocks));
     const percent = `${Math.floor((share ?? 0) * 100)} %`.padStart(5);
-    const pass =
-      progress.operation === 'receive' || progress.operation === 'restore'
-        ? 'memory'
-        : `pass ${progress.iteration + 1}`;
+    const pass = isReceiving(progress) ? 'memory' : `pass ${progress.iteration + 1}`;
     return [
       '',
       `  ${bold(pass.padEnd(7))} ${bar} ${percent}   ${phases[progress.phase]}`,
@@ -130,9 +127,9 @@ export class LiveView {
   }
 
   /** Part of this pass that is done, 0…1. */
-  #share({ remaining, total, pages, iteration, operation }: Progress): number | undefined {
-    const receiving = operation === 'receive' || operation === 'restore';
-    if (receiving || (iteration === 0 && this.#guestPages !== undefined)) {
+  #share(progress: Progress): number | undefined {
+    const { remaining, total, pages, iteration } = progress;
+    if (isReceiving(progress) || (iteration === 0 && this.#guestPages !== undefined)) {
       const all = this.#guestPages ?? total ?? 0;
       return all === 0 ? undefined : Math.min(1, pages / all);
     }
@@ -150,12 +147,16 @@ export class LiveView {
     this.#saidPhase = progress.phase;
     if (fresh && quiet.has(progress.phase)) return;
     const share = this.#share(progress);
-    const details =
-      fresh || share === undefined
-        ? ''
-        : `: pass ${progress.iteration + 1}, ${Math.floor(share * 100)} %, ${this.#sent(progress)}`;
+    const pass = `pass ${progress.iteration + 1}, `;
+    const percent = share === undefined ? '' : `${Math.floor(share * 100)} %, `;
+    const receiving = isReceiving(progress);
+    const details = fresh ? '' : `: ${receiving ? '' : pass}${percent}${this.#sent(progress)}`;
     this.#output.write(`${phases[progress.phase]}${details}\n`);
   }
+}
+
+function isReceiving({ operation }: Progress): boolean {
+  return operation === 'receive' || operation === 'restore';
 }
 
 /** Shows nothing: for `--json` and `--quiet`. */

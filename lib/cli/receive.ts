@@ -1,5 +1,6 @@
 /** `xen-migrate receive`: takes guests that `xen-migrate migrate` sends. */
 import type net from 'node:net';
+import { printable } from '../bytes/printable.js';
 import { startReceive } from '../migrate/migrate.js';
 import type { ReceiveResult } from '../migrate/types.js';
 import { addressText, listenAt, parseAddress, requirePrivate, type Listening } from './address.js';
@@ -7,6 +8,7 @@ import { ExitCode, parseArguments, type Command, type CommandIo } from './comman
 import { errorLine, exitCodeOf, Interrupted } from './exit.js';
 import { bytesText, countText, paintFor, speaksUnicode, timeText } from './format.js';
 import { arrivedGuest } from './guests.js';
+import { IncomingName } from './incoming.js';
 import { hostOption, openHost, type OpenHost } from './hypervisor.js';
 import { operands } from './operands.js';
 import { indent, printJson, printLines } from './print.js';
@@ -110,9 +112,11 @@ class Service {
   async #receive(socket: net.Socket): Promise<void> {
     const mine = { accepted: false };
     let code: number;
+    const naming = this.#open.kind === 'xen' ? new IncomingName(this.#open.xen) : undefined;
     try {
       const result = await startReceive(this.#open.host, {
         from: socket,
+        toolstack: naming?.toolstack,
         signal: this.#signal,
         accept: () => {
           if (this.#once && this.#taken)
@@ -120,7 +124,7 @@ class Service {
           this.#taken = mine.accepted = true;
         },
       }).result;
-      code = await this.#report(result);
+      code = await this.#report(result, await naming?.settle(result.domid));
     } catch (error) {
       code = exitCodeOf(error, this.#signal);
       // Whoever connects and says nothing looks whether somebody is here; that is no failed migration.
@@ -136,12 +140,13 @@ class Service {
     this.#io.stderr.write(`xen-migrate receive: ${text}\n`);
   }
 
-  async #report(result: ReceiveResult): Promise<number> {
+  async #report(result: ReceiveResult, nameNotGiven: string | undefined): Promise<number> {
     const { domid, offer, state, bytes, pages, elapsed, sourceReleased } = result;
-    const { kind } = await arrivedGuest(this.#open, domid, result.guestType);
+    const arrived = await arrivedGuest(this.#open, domid, result.guestType);
+    const { kind } = arrived;
     const { proof, facts } = await this.#prove(result);
     const ok = proved(facts);
-    const name = offer.name ?? `domain ${domid}`;
+    const name = printable(arrived.name ?? offer.name ?? `domain ${domid}`);
     if (this.#json) {
       const { id } = result;
       printJson(
@@ -156,6 +161,10 @@ class Service {
           `${countText(pages)} pages, ${bytesText(bytes)} in ${timeText(elapsed)}`,
         ...indent(factLines(facts, paint, speaksUnicode(this.#io.env))),
       ]);
+    }
+    if (nameNotGiven !== undefined) {
+      const taken = `another guest here is named ${printable(nameNotGiven)}`;
+      this.#io.stderr.write(`xen-migrate receive: ${name}: ${taken}; use xl rename when it is gone\n`);
     }
     if (!sourceReleased) {
       this.#io.stderr.write(

@@ -20,6 +20,8 @@ export interface XenSide {
   readonly hypervisor: HypervisorVersion;
   /** Labels of all domains, by domid. */
   labels(): Promise<ReadonlyMap<number, Label>>;
+  /** Gives a domain another name, which must be free. */
+  rename(domid: number, name: string): Promise<void>;
 }
 
 /** HVM or PVH is the toolstack's knowledge: to the hypervisor both are HVM. */
@@ -36,15 +38,18 @@ export async function openXenSide(): Promise<XenSide> {
   return {
     host,
     hypervisor: host.hypervisor,
-    labels: async () => {
-      const store = await openXenstore({ device: loadAddon() });
-      try {
-        return await readLabels(store);
-      } finally {
-        store.close();
-      }
-    },
+    labels: () => withXenstore(readLabels),
+    rename: (domid, name) => withXenstore((store) => rename(store, domid, name)),
   };
+}
+
+async function withXenstore<T>(use: (store: XenstoreClient) => Promise<T>): Promise<T> {
+  const store = await openXenstore({ device: loadAddon() });
+  try {
+    return await use(store);
+  } finally {
+    store.close();
+  }
 }
 
 async function readLabels(store: XenstoreClient): Promise<Map<number, Label>> {
@@ -58,4 +63,22 @@ async function readLabels(store: XenstoreClient): Promise<Map<number, Label>> {
     labels.set(Number(entry), { name: name === '' ? undefined : name, type });
   }
   return labels;
+}
+
+/** As libxl does it: in the domain's own nodes, and in those of its UUID, which a domain of the same UUID may have taken along. */
+async function rename(store: XenstoreClient, domid: number, name: string): Promise<void> {
+  const home = `/local/domain/${domid}`;
+  const vm = await store.read(`${home}/vm`);
+  await store.transaction(async (tx) => {
+    await tx.write(`${home}/name`, name);
+    const uuid = /^\/vm\/([^/]+)$/.exec(vm ?? '')?.[1];
+    if (vm === undefined || uuid === undefined) return;
+    await tx.mkdir(vm);
+    await tx.setPermissions(vm, [
+      { domid: 0, access: 'none' },
+      { domid, access: 'read' },
+    ]);
+    await tx.write(`${vm}/uuid`, uuid);
+    await tx.write(`${vm}/name`, name);
+  });
 }

@@ -43,7 +43,7 @@ describe('which guest', () => {
 
   test.each(['web', 'Web1', '99', ''])('unknown: "%s"', async (operand) => {
     await xen.guest('web1');
-    xen.labels.set((await xen.guest('x')), { name: undefined, type: undefined });
+    xen.labels.set(await xen.guest('x'), { name: undefined, type: undefined });
     const { code, out, err } = await xm('save', operand, at('a'));
     expect({ code, out }).toEqual({ code: 1, out: '' });
     expect(err).toBe(
@@ -89,7 +89,6 @@ describe('save and restore', () => {
     expect(saved.code, saved.err).toBe(0);
     expect(saved.out).toContain(`saved web1 to ${at('a')}: `);
     expect(await xen.sim.listDomains()).toEqual([]);
-    xen.labels.set(domid + 1, { name: 'web1', type: 'pv' });
     const restored = await xm('restore', at('a'));
     expect(restored.code, restored.err).toBe(0);
     expect(restored.out).toMatch(
@@ -195,13 +194,55 @@ test('migrate and receive', async () => {
   await there.sim.close();
 });
 
+describe('source and destination are one host', () => {
+  const names = async (): Promise<unknown[]> => {
+    const { out } = await xm('list', '--json');
+    return (JSON.parse(out) as { name: string; domid: number }[]).map(({ name, domid }) => [domid, name]);
+  };
+
+  test('the guest has its name again when the old one is gone', async () => {
+    await xen.guest('web1', 'pv');
+    const receiver = io();
+    const ended = run(['receive', '--listen', at('socket'), '--once'], receiver);
+    await expect.poll(() => receiver.stdout.text).toContain('listening');
+    expect((await xm('migrate', 'web1', at('socket'))).code).toBe(0);
+    const { code, out, err } = await ended;
+    expect({ code, err }).toEqual({ code: 0, err: '' });
+    expect(out).toMatch(/^received web1 as domain 2: pv guest, running; /m);
+    expect(await names()).toEqual([
+      [0, 'Domain-0'],
+      [2, 'web1'],
+    ]);
+    // What the toolstack was told: two domains never had one name.
+    const config = JSON.parse(await xen.sim.toolstack.domainConfig(2)) as { c_info: { name: string } };
+    expect(config.c_info.name).toBe('web1--incoming');
+  });
+
+  test('another guest of the name stays, and it is said', async () => {
+    const there = new FakeXen();
+    await there.guest('web1');
+    await xen.guest('web1');
+    const receiver = testIo({ openXen: there.openXen });
+    const ended = run(['receive', '--listen', at('socket'), '--once'], receiver);
+    await expect.poll(() => receiver.stdout.text).toContain('listening');
+    expect((await xm('migrate', 'web1', at('socket'))).code).toBe(0);
+    const { code, out, err } = await ended;
+    expect(code).toBe(0);
+    expect(out).toContain('received web1--incoming as domain 2: ');
+    expect(err).toBe(
+      'xen-migrate receive: web1--incoming: another guest here is named web1; use xl rename when it is gone\n',
+    );
+    await there.sim.close();
+  });
+});
+
 describe('list', () => {
   test('the columns of xl list, and the kind', async () => {
     await xen.guest('web1', 'pv', 16 << 20);
     await xen.guest('db', 'pvh', 16 << 20);
     await xen.guest('desk', 'hvm', 32 << 20);
     const gone = await xen.guest('x', 'pvh', 16 << 20);
-    xen.labels.delete(gone);
+    xen.labels.set(gone, { name: undefined, type: undefined });
     const use = { running: false, blocked: true, onlineVcpus: 2, cpuMs: 1249 };
     const pages = (16 << 20) / 4096;
     xen.infos.set(1, { use, totPages: pages });

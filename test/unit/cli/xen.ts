@@ -29,6 +29,7 @@ const DOM0: DomainInfo = {
 
 export class FakeXen {
   readonly sim = new SimulatedHost();
+  /** Of domains that have another label than their configuration says. */
   readonly labels = new Map<number, Label>([[0, { name: 'Domain-0', type: undefined }]]);
   hypervisor: HypervisorVersion = HYPERVISOR;
   /** Domains of whom the hypervisor tells something else than the simulator does. */
@@ -37,15 +38,32 @@ export class FakeXen {
   closed = 0;
 
   async guest(name: string, kind: GuestKind = 'pvh', memory = 8 << 20): Promise<number> {
-    const { domid } = await this.sim.createGuest({ name, kind, memory });
-    this.labels.set(domid, { name, type: kind === 'pv32' ? 'pv' : kind });
-    return domid;
+    return (await this.sim.createGuest({ name, kind, memory })).domid;
   }
 
   readonly openXen = async (): Promise<XenSide> => {
     this.opened++;
-    return { host: this.#host(), hypervisor: this.hypervisor, labels: async () => this.labels };
+    return {
+      host: this.#host(),
+      hypervisor: this.hypervisor,
+      labels: () => this.#labels(),
+      rename: async (domid, name) => {
+        const label = (await this.#labels()).get(domid);
+        this.labels.set(domid, { name, type: label?.type });
+      },
+    };
   };
+
+  async #labels(): Promise<Map<number, Label>> {
+    const labels = new Map<number, Label>();
+    for (const { domid } of await this.sim.listDomains()) {
+      if (this.labels.has(domid)) continue;
+      const config = JSON.parse(await this.sim.toolstack.domainConfig(domid)) as { c_info: Label };
+      const { name, type } = config.c_info;
+      labels.set(domid, { name, type });
+    }
+    return new Map([...labels, ...this.labels]);
+  }
 
   #host(): Host {
     const { sim } = this;
