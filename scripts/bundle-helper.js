@@ -53,5 +53,6 @@ await bundle.write({
   comments: false,
 });
 await bundle.close();
-if (missing.size > 0) throw new Error(`the helper no longer imports ${[...missing].join(', ')}: leave it in peace`);
+if (missing.size > 0)
+  throw new Error(`the helper no longer imports ${[...missing].join(', ')}: leave it in peace`);
 fs.chmodSync(path.join(folder, program), 0o755);
