@@ -1,0 +1,165 @@
+/**
+ * A guest that stands still, saved by the stock helper and by ours: the same stream byte for byte, but for the clocks that
+ * Xen reads anew for each save. Then both save it live: the same order of records and of messages.
+ */
+import fs from 'node:fs';
+import { conversation, offsetOf } from '../libxl/play.js';
+import { compare, shapeOf } from '../libxl/records.js';
+import { check, library, onStage, same } from '../libxl/stage.js';
+
+/** @typedef {import('../lib/context.js').Context} Context */
+/** @typedef {import('../libxl/play.js').Outcome} Outcome */
+/** @typedef {import('../libxl/stage.js').Stage} Stage */
+/** @typedef {import('../libxl/records.js').Difference} Difference */
+
+const pythonVerifier = '/usr/lib/xen-4.17/bin/verify-stream-v2';
+
+/** What Xen reads from a clock at the moment of the save, whoever asks: the later save has the later value. */
+const clocks = [
+  // Nanoseconds that the guest's TSC has run.
+  /^X86_TSC_INFO\+8$/,
+  // The TSC, and what other virtual hardware derives from it.
+  /^HVM_CONTEXT\.CPU\.\d+\+1008$/,
+  /^HVM_CONTEXT\.(PIT|HPET|PMTIMER|RTC)\.0\+\d+$/,
+];
+
+/** wc_version, wc_sec, wc_nsec: dom0 sets the host's wall clock from time to time, and so that of all its guests. */
+const wallClock = /^SHARED_INFO\+30(72|80)$/;
+
+/** @param {Difference} difference */
+function isClock({ where, a, b }) {
+  return wallClock.test(where) || (clocks.some((clock) => clock.test(where)) && BigInt(a) < BigInt(b));
+}
+
+/** @param {Outcome} outcome @param {string} what */
+export function succeeded(outcome, what) {
+  same([outcome.complete, outcome.code, outcome.errors], [{ retval: 0, errnoval: 0 }, 0, []], what);
+}
+
+/** What ours says in the order of the stock helper: ours has a guest suspended first that has no pre-copy. */
+/** @param {string[]} ours */
+function suspendWhereStockDoes(ours) {
+  const at = ours.findIndex((line) => line.startsWith('suspend'));
+  const suspend = ours.splice(at, 1);
+  return ours.toSpliced(ours.indexOf('progress Domain now suspended'), 0, ...suspend);
+}
+
+/** @param {Stage} stage */
+async function standingStill(stage) {
+  const { t } = stage;
+  await stage.suspend();
+  const files = { stock: t.file('stock.libxc'), ours: t.file('ours.libxc') };
+  /** @type {Outcome[]} */
+  const outcomes = [];
+  for (const helper of /** @type {const} */ (['stock', 'ours'])) {
+    const fd = fs.openSync(files[helper], 'w+');
+    const outcome = await stage.save(fd, { helper });
+    succeeded(outcome, helper);
+    same(offsetOf(fd), fs.fstatSync(fd).size, `${helper}: the descriptor's offset, from where libxl goes on`);
+    fs.closeSync(fd);
+    t.measure(`${stage.guest.type} ${helper}, s`, outcome.elapsed / 1000);
+    outcomes.push(outcome);
+  }
+  const { records, pages, differences } = compare(files.stock, files.ours);
+  const clockWords = differences.filter(isClock).map(({ where }) => where);
+  same(
+    differences.filter((difference) => !isClock(difference)),
+    [],
+    'differences of the streams',
+  );
+  t.log(`${records} records, ${pages} entries: equal but for ${clockWords.join(', ') || 'nothing'}`);
+  const [stock, ours] = outcomes.map(conversation);
+  check(ours?.[0]?.startsWith('suspend') === true, `ours suspends first: ${ours?.join('; ')}`);
+  same(suspendWhereStockDoes(ours ?? []), stock, 'what ours said');
+  check(await offAndDone(stage), 'log-dirty is on after a save');
+
+  const { stdout, stderr } = await t.run([pythonVerifier, '--in', files.ours, '--format', 'libxc']);
+  t.log(`verify-stream-v2: ${`${stdout}${stderr}`.trim().split('\n').at(-1) ?? ''}`);
+  const { openSource, verify } = await library();
+  for (const file of Object.values(files)) {
+    const report = await verify(await openSource(file));
+    same([report.valid, report.findings], [true, []], `our verifier on ${file}`);
+  }
+  for (const file of Object.values(files)) fs.rmSync(file);
+  await stage.unharmed();
+}
+
+/** @param {Stage} stage */
+async function offAndDone(stage) {
+  return !(await stage.oracle.logDirty(stage.domid));
+}
+
+/** @param {Stage} stage */
+async function live(stage) {
+  const { t } = stage;
+  /** @type {{ talk: string[], order: string[] }[]} */
+  const seen = [];
+  for (const helper of /** @type {const} */ (['stock', 'ours'])) {
+    const file = t.file(`${helper}.live`);
+    let wasOn = false;
+    const suspend = async () => {
+      wasOn = await stage.oracle.logDirty(stage.domid);
+      return stage.suspend();
+    };
+    const outcome = await stage.saveToFile(file, { helper, live: true, answers: { suspend } });
+    succeeded(outcome, `${helper}, live`);
+    check(wasOn, `${helper}: log-dirty was not on during a live save`);
+    t.measure(`${stage.guest.type} live ${helper}, s`, outcome.elapsed / 1000);
+    t.measure(`${stage.guest.type} live ${helper}, passes`, passes(outcome));
+    seen.push({ talk: withoutPasses(conversation(outcome)), order: shapeOf(file).order });
+    if (helper === 'ours') await t.run([pythonVerifier, '--in', file, '--format', 'libxc']);
+    fs.rmSync(file);
+    await stage.unharmed();
+  }
+  same(seen[1], seen[0], 'ours, live');
+}
+
+/** @param {Outcome} outcome */
+function passes(outcome) {
+  return new Set(conversation(outcome).filter((line) => line.startsWith('progress Frames'))).size;
+}
+
+/** How many passes there are is the guest's doing; that they are counted from 0 without a gap is not. */
+/** @param {string[]} lines */
+function withoutPasses(lines) {
+  let next = 0;
+  /** @type {string[]} */
+  const kept = [];
+  for (const line of lines) {
+    const pass = /^progress Frames iteration (\d+)/.exec(line)?.[1];
+    if (pass !== undefined) same(Number(pass), next++, 'number of the pass');
+    const text = pass === undefined ? line : 'progress Frames iteration';
+    if (kept.at(-1) !== text) kept.push(text);
+  }
+  return kept;
+}
+
+/** @param {Stage} stage */
+async function pvLiveIsRefused(stage) {
+  for (const helper of ['stock', 'ours']) {
+    const outcome = await stage.saveToFile(stage.t.file('live'), { helper, live: true });
+    same(
+      [outcome.complete, outcome.code],
+      [{ retval: -1, errnoval: 95 }, 0],
+      `${helper}: PV live without shadow paging`,
+    );
+    stage.t.log(`${helper}: ${outcome.errors.join(' | ')}`);
+    await stage.unharmed();
+  }
+}
+
+/** @param {'pv' | 'pvh' | 'hvm' | 'tiny'} type @returns {import('../lib/main.js').Scenario} */
+function scenario(type) {
+  return {
+    name: `stock's stream and ours, ${type}`,
+    seconds: 400,
+    run: (t) =>
+      onStage(t, type, async (stage) => {
+        await standingStill(stage);
+        await (type === 'pv' ? pvLiveIsRefused(stage) : live(stage));
+        await stage.guest.goesOn();
+      }),
+  };
+}
+
+export const scenarios = [scenario('pv'), scenario('pvh'), scenario('tiny'), scenario('hvm')];
