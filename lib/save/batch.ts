@@ -1,6 +1,6 @@
 /**
- * The way of a page: dirty bitmap → batch of up to 1024 pfns → types → mapped frames → (page tables normalised) →
- * views → one write → frames released.
+ * The way of a page: dirty bitmap → types, of many pages at once (lookahead.ts) → batch of up to 1024 pfns → mapped
+ * frames → (page tables normalised) → views → one write → frames released.
  *
  * A batch is prepared while the ones before it are being written. All arrays belong to a slot and are used again and
  * again; the only objects made for a batch are the mapping and a few views.
@@ -21,6 +21,7 @@ import { copyOut, gatherRuns } from '../host/pages.js';
 import { now } from '../job.js';
 import { pageDataHeadSize, writePageDataHead } from '../stream/libxc/page-data.js';
 import type { SaveContext } from './context.js';
+import { Lookahead, type Batch } from './lookahead.js';
 import { Normalised, type SaveOps } from './ops.js';
 import { TokenBucket, waitForTokens } from './throttle.js';
 
@@ -63,9 +64,6 @@ export interface Pass {
 
 /** Memory of one batch. */
 class Slot {
-  readonly pfns = new Float64Array(MAX_BATCH);
-  readonly gfns = new Float64Array(MAX_BATCH);
-  readonly types = new Uint8Array(MAX_BATCH);
   /** gfn of each entry with data, which entry it is, and what became of it (`Normalised`). */
   readonly dataGfns = new Float64Array(MAX_BATCH);
   readonly entryOf = new Uint16Array(MAX_BATCH);
@@ -97,6 +95,7 @@ export class PageSender {
   readonly #context: SaveContext;
   readonly #ops: SaveOps;
   readonly #slots: Slot[] = [];
+  readonly #lookahead: Lookahead;
   readonly #bucket = new TokenBucket();
   /** Number of the slot that the next batch goes to. */
   #current = 0;
@@ -106,6 +105,7 @@ export class PageSender {
   constructor(context: SaveContext) {
     this.#context = context;
     this.#ops = context.ops;
+    this.#lookahead = new Lookahead(context);
     for (let i = 0; i < SLOTS; i++) this.#slots.push(new Slot());
   }
 
@@ -114,31 +114,26 @@ export class PageSender {
    * saved. `expected` is about how many there are, for the reports.
    */
   async sendDirty(expected: number, { throttled }: { throttled: boolean }): Promise<Pass> {
-    const { dirty, control, out, p2mSize } = this.#context;
+    const { control, out } = this.#context;
     const began = now();
     const bytesBefore = out.bytes;
     const dataPagesBefore = this.dataPages;
     let entries = 0;
     let idleMs = 0;
-    for (let from = 0; ;) {
+    await this.#lookahead.begin();
+    for (;;) {
       if (throttled) idleMs += await this.#throttle();
       const slot = await this.#openSlot();
-      let count = dirty.collect(from, slot.pfns);
-      const last = count < MAX_BATCH;
-      // The hypervisor fills whole words of the bitmap.
-      while (count > 0 && (slot.pfns[count - 1] as number) >= p2mSize) count--;
-      if (count > 0) {
-        from = (slot.pfns[count - 1] as number) + 1;
-        await this.#sendBatch(slot, count);
-        entries += count;
-        control.note({
-          transferred: out.bytes,
-          remaining: Math.max(0, expected - entries),
-          pages: this.dataPages,
-        });
-      }
-      // Frame numbers beyond the last one would begin anew at 2^32.
-      if (last || from >= p2mSize) break;
+      const batch = await this.#lookahead.next();
+      control.throwIfCancelled();
+      if (batch === undefined) break;
+      await this.#sendBatch(slot, batch);
+      entries += batch.count;
+      control.note({
+        transferred: out.bytes,
+        remaining: Math.max(0, expected - entries),
+        pages: this.dataPages,
+      });
     }
     this.#flush();
     await this.#drain();
@@ -154,13 +149,14 @@ export class PageSender {
     };
   }
 
-  /** Waits until no write is under way any more, and ignores how they ended. For the clean-up, the sink being aborted. */
+  /** Waits until nothing is under way any more, and ignores how it ended. For the clean-up, the sink being aborted. */
   async settle(): Promise<void> {
     for (const slot of this.#slots) await slot.busy;
+    await this.#lookahead.settle();
   }
 
   async #drain(): Promise<void> {
-    await this.settle();
+    for (const slot of this.#slots) await slot.busy;
     this.#throwIfFailed();
   }
 
@@ -196,13 +192,9 @@ export class PageSender {
   }
 
   /** Prepares a batch, and starts to write it if it has pages or no other one has room behind it. */
-  async #sendBatch(slot: Slot, count: number): Promise<void> {
+  async #sendBatch(slot: Slot, batch: Batch): Promise<void> {
     const { control, domain } = this.#context;
-    this.#ops.pfnsToGfns(slot.pfns, count, slot.gfns);
-    await domain.pageTypes(first(slot.gfns, count), first(slot.types, count));
-    control.throwIfCancelled();
-
-    const dataCount = this.#pickData(slot, count);
+    const dataCount = this.#pickData(slot, batch);
     const views: Uint8Array[] = [slot.heads];
     let mapping: PageMapping | undefined;
     if (dataCount > 0) {
@@ -210,7 +202,7 @@ export class PageSender {
       let inPlace = false;
       try {
         control.throwIfCancelled();
-        const plain = this.#judgePages(slot, mapping, dataCount);
+        const plain = this.#judgePages(slot, batch, mapping, dataCount);
         inPlace = plain
           ? gatherRuns(mapping, 0, dataCount, views)
           : gatherPieces(slot, mapping, dataCount, views);
@@ -222,7 +214,7 @@ export class PageSender {
       if (!inPlace) mapping = undefined;
     }
     const head = slot.heads.subarray(slot.filled);
-    slot.filled += writePageDataHead(head, slot.pfns, slot.types, count);
+    slot.filled += writePageDataHead(head, batch.pfns, batch.types, batch.count);
     if (dataCount > 0 || slot.filled + pageDataHeadSize(MAX_BATCH) > slot.heads.length) {
       this.#write(slot, views, mapping);
     }
@@ -252,8 +244,7 @@ export class PageSender {
   }
 
   /** Counts the entries by type and collects those that have data. Returns how many. */
-  #pickData(slot: Slot, count: number): number {
-    const { types, gfns, dataGfns, entryOf } = slot;
+  #pickData({ dataGfns, entryOf }: Slot, { pfns, types, gfns, count }: Batch): number {
     const { entriesByType } = this;
     let n = 0;
     // By runs of one type: of most guests a batch is one.
@@ -264,7 +255,7 @@ export class PageSender {
       entriesByType[type] = (entriesByType[type] as number) + end - i;
       const kind = KINDS[type];
       if (kind === Kind.UNKNOWN) {
-        const what = `type 0x${type.toString(16)} of pfn ${hex(slot.pfns[i])} does not exist`;
+        const what = `type 0x${type.toString(16)} of pfn ${hex(pfns[i])} does not exist`;
         throw new HypercallError('XEN_DOMCTL_getpageframeinfo3', Errno.EINVAL, what);
       }
       for (let k = i; kind === Kind.DATA && k < end; k++) {
@@ -281,8 +272,9 @@ export class PageSender {
    * Decides what becomes of each mapped page. Those that cannot be sent now become XTAB and are left for the final
    * pass; in the final pass that is an error. Returns true if all pages go out as they are.
    */
-  #judgePages(slot: Slot, mapping: PageMapping, dataCount: number): boolean {
-    const { types, entryOf, fates, pfns } = slot;
+  #judgePages(slot: Slot, batch: Batch, mapping: PageMapping, dataCount: number): boolean {
+    const { entryOf, fates } = slot;
+    const { types, pfns } = batch;
     const { errors, words, regionOf, offsetOf } = mapping;
     let plain = true;
     for (let j = 0; j < dataCount; j++) {
@@ -290,7 +282,7 @@ export class PageSender {
       const type = types[entry] as number;
       let fate: Normalised = Normalised.AS_IS;
       if (errors[j] !== 0) {
-        fate = this.#unmappable(slot, j, errors[j] as number);
+        fate = this.#unmappable(slot, batch, j, errors[j] as number);
       } else if (type !== PageType.NOTAB) {
         const page = words[regionOf[j] as number] as Uint32Array;
         const at = (offsetOf[j] as number) / 4;
@@ -300,13 +292,13 @@ export class PageSender {
       fates[j] = fate;
       if (fate === Normalised.AS_IS) continue;
       plain = false;
-      if (fate === Normalised.NOT_NOW) this.#postpone(slot, entry);
+      if (fate === Normalised.NOT_NOW) this.#postpone(batch, entry);
     }
     return plain;
   }
 
   /** The entry goes out without its page, which is left for the final pass. */
-  #postpone({ types, pfns }: Slot, entry: number): void {
+  #postpone({ types, pfns }: Batch, entry: number): void {
     const { entriesByType } = this;
     const type = types[entry] as number;
     entriesByType[type] = (entriesByType[type] as number) - 1;
@@ -317,11 +309,11 @@ export class PageSender {
   }
 
   /** A running guest may have given a frame away since its type was asked; a suspended one cannot. */
-  #unmappable(slot: Slot, j: number, errno: number): Normalised {
+  #unmappable(slot: Slot, { pfns, types }: Batch, j: number, errno: number): Normalised {
     if (!this.#context.guestSuspended) return Normalised.NOT_NOW;
     const entry = slot.entryOf[j] as number;
-    const type = pageTypeName(slot.types[entry] as number);
-    const what = `${errnoName(errno)}: mapping of pfn ${hex(slot.pfns[entry])} (gfn ${hex(slot.dataGfns[j])}, ${type}) failed`;
+    const type = pageTypeName(types[entry] as number);
+    const what = `${errnoName(errno)}: mapping of pfn ${hex(pfns[entry])} (gfn ${hex(slot.dataGfns[j])}, ${type}) failed`;
     throw new HypercallError('xenforeignmemory_map', errno, what);
   }
 }
@@ -366,8 +358,8 @@ function sameFate(slot: Slot, from: number, dataCount: number): number {
   return end;
 }
 
-function first<T extends Float64Array | Uint8Array>(array: T, count: number): T {
-  return count === array.length ? array : (array.subarray(0, count) as T);
+function first(array: Float64Array, count: number): Float64Array {
+  return count === array.length ? array : array.subarray(0, count);
 }
 
 function hex(frame: number | undefined): string {
