@@ -13,6 +13,7 @@
         "native/addon.cc",
         "native/blocking_fd.cc",
         "native/error.cc",
+        "native/lock.cc",
         "native/probe.cc",
         "native/region.cc",
         "native/signal.cc",

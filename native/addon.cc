@@ -1,6 +1,7 @@
 #include "addon.h"
 
 #include "blocking_fd.h"
+#include "lock.h"
 #include "probe.h"
 #include "signal.h"
 #include "watch.h"
@@ -22,6 +23,7 @@ Addon::Addon(Napi::Env env, Napi::Object exports) {
   exports.Set("PageMap", page_map);
   exports.Set("BlockingFd", BlockingFd::Define(env));
   exports.Set("watchReadable", Napi::Function::New<WatchReadable>(env, "watchReadable"));
+  exports.Set("lockFile", Napi::Function::New<LockFile>(env, "lockFile"));
   exports.Set("unblockSignal", Napi::Function::New<UnblockSignal>(env, "unblockSignal"));
 #if XM_HAVE_XEN
   exports.Set("hypervisor", Napi::Function::New<Hypervisor>(env, "hypervisor"));

@@ -177,6 +177,7 @@ function makeToolstack(addon: NativeAddon, calls: NativeXen, options: XenHostOpt
       return new addon.Evtchn();
     },
     watchReadable: (fd, callback) => addon.watchReadable(fd, callback),
+    lockFile: (fd) => addon.lockFile(fd),
     openStore: () => openXenstore({ device: addon }),
     wrapError: hostError,
     acceptDefaultCpuPolicy,

@@ -257,6 +257,8 @@ export interface NativeAddon {
   readonly BlockingFd: new (fd: number) => NativeBlockingFd;
   /** Calls back, once, when `fd` can be read (or has failed); again after `rearm()`. Keeps the process alive only if told to. */
   watchReadable(fd: number, callback: () => void, keepAlive?: boolean): NativeFdWatch;
+  /** F_SETLK of a write lock on the first byte of a descriptor. Throws EAGAIN or EACCES if another process has one. */
+  lockFile(fd: number): void;
   /** Unblocks a signal (by number) in this thread's mask, which Node inherits from its parent and leaves as it is. */
   unblockSignal(signal: number): void;
   /** Asks the running Xen. Absent from an addon that was built without Xen. */
