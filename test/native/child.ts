@@ -24,12 +24,28 @@ export interface ChildEnd {
  *
  * @throws Error if the addon is not built, or if a sanitizer complained
  */
-export async function play(...args: string[]): Promise<ChildEnd> {
+export function play(...args: string[]): Promise<ChildEnd> {
+  return playFile(scenarios, args);
+}
+
+/**
+ * Likewise, from another file of scenarios.
+ *
+ * @param preload libraries whose functions come before those of all others
+ */
+export async function playFile(
+  file: string,
+  args: string[],
+  preload: string[] = [],
+  env: NodeJS.ProcessEnv = {},
+): Promise<ChildEnd> {
   if (!fs.existsSync(addonFile)) {
     throw new Error(`${addonFile} is not there: run \`npm run ${asan ? 'build:asan' : 'build:native'}\``);
   }
-  const child = spawn(process.execPath, ['--expose-gc', scenarios, addonFile, ...args], {
-    env: { ...process.env, ...(asan ? asanEnvironment() : {}) },
+  const first = asan ? asanEnvironment() : { LD_PRELOAD: '' };
+  const LD_PRELOAD = [first.LD_PRELOAD, ...preload].join(' ');
+  const child = spawn(process.execPath, ['--expose-gc', file, addonFile, ...args], {
+    env: { ...process.env, ...env, ...first, LD_PRELOAD },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
   let stdout = '';
@@ -48,12 +64,16 @@ export async function play(...args: string[]): Promise<ChildEnd> {
 
 /** Plays a scenario that checks itself, and demands that it reaches its end. */
 export async function expectPlayed(...args: string[]): Promise<string> {
-  const { code, signal, stdout, stderr } = await play(...args);
-  if (code !== 0) throw new Error(`${args.join(' ')}: ended with ${String(signal ?? code)}\n${stderr}`);
+  return succeeded(await play(...args), args.join(' '));
+}
+
+/** The standard output of a scenario that reached its end. */
+export function succeeded({ code, signal, stdout, stderr }: ChildEnd, what: string): string {
+  if (code !== 0) throw new Error(`${what}: ended with ${String(signal ?? code)}\n${stderr}`);
   return stdout;
 }
 
-function asanEnvironment(): NodeJS.ProcessEnv {
+function asanEnvironment() {
   const library = execFileSync('gcc', ['-print-file-name=libasan.so'], { encoding: 'utf8' }).trim();
   return {
     LD_PRELOAD: library,

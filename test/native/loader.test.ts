@@ -4,7 +4,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { AddonError } from '../../lib/errors.js';
-import { loadAddon, loadAddonWithXen, probeXen } from '../../lib/host/xen/addon.js';
+import { loadAddon, loadAddonWithXen, probeXen, refusal } from '../../lib/host/xen/addon.js';
 import { root } from './child.js';
 
 const built = path.join(root, 'build/Release/xen_migration.node');
@@ -110,6 +110,21 @@ describe('reaching Xen', () => {
       : ['ERR_XEN_ADDON_NO_XEN'];
     expect(expected).toContain(probe.problem?.code);
     expect(addonError(() => loadAddonWithXen()).code).toBe(probe.problem?.code);
+  });
+
+  it('tells a hypervisor of another release from one that obeys only its control domain', () => {
+    const build = { haveXen: true, xenVersion: '4.17.0', napiVersion: 8 };
+    const running = { major: 4, minor: 20, extra: '.1' };
+    expect(refusal(build, running)).toBeUndefined();
+    for (const errno of [{ physinfoErrno: 13 }, { domctlErrno: 13 }]) {
+      const error = refusal(build, { ...running, ...errno });
+      expect(error?.code).toBe('ERR_XEN_VERSION_MISMATCH');
+      expect(error?.message).toMatch(/libraries of Xen 4\.17\.0, which the running Xen 4\.20\.1 refuses/);
+      expect(error?.message).toContain('npm rebuild xen-migration');
+    }
+    const other = refusal(build, { ...running, physinfoErrno: 1, domctlErrno: 1 });
+    expect(other?.code).toBe('ERR_XEN_PERMISSION');
+    expect(other?.message).toContain('control domain');
   });
 
   it('reports an absent addon without throwing', () => {

@@ -145,8 +145,12 @@ function noHypervisor(cause: unknown): AddonError {
   );
 }
 
-/** A hypervisor that tells its version to everybody may still refuse to do anything for this library, or this domain. */
-function refusal(build: AddonBuild, hypervisor: HypervisorVersion): AddonError | undefined {
+/**
+ * A hypervisor that tells its version to everybody may still refuse to do anything for this library, or this domain.
+ *
+ * @returns undefined if it does not
+ */
+export function refusal(build: AddonBuild, hypervisor: HypervisorVersion): AddonError | undefined {
   const errno = hypervisor.domctlErrno ?? hypervisor.physinfoErrno;
   if (errno === undefined) return undefined;
   const running = `${String(hypervisor.major)}.${String(hypervisor.minor)}${hypervisor.extra}`;
