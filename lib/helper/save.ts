@@ -48,6 +48,7 @@ export async function saveForLibxl(parts: SaveParts): Promise<void> {
     verify,
     afterwards: 'suspended',
     suspendTimeoutMs: SUSPEND_TIMEOUT_MS,
+    alwaysAskToSuspend: true,
     toolstack,
   };
   const result = await control.run(async () => {

@@ -21,13 +21,13 @@ export function isSuspended(info: DomainInfo): boolean {
 
 /**
  * Asks the toolstack to suspend the guest, and the hypervisor whether it is. A guest found suspended when the save
- * began is left as it is.
+ * began is left as it is, unless `alwaysAskToSuspend`.
  *
  * Throws TimeoutError, GuestError, what the toolstack throws, or the job's reason.
  */
 export async function suspendGuest(context: SaveContext): Promise<void> {
   const { control, options, live } = context;
-  if (!isSuspended(context.info)) {
+  if (options.alwaysAskToSuspend === true || !isSuspended(context.info)) {
     const timeoutMs = options.suspendTimeoutMs ?? SUSPEND_TIMEOUT_MS;
     const guard = new AbortController();
     const timer = setTimeout(() => {

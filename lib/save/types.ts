@@ -67,6 +67,11 @@ export interface SaveOptions extends JobOptions, SaveLimits {
   /** Time for the guest to suspend, ms. Default 60 000, libxl's. */
   readonly suspendTimeoutMs?: number | undefined;
   /**
+   * Ask the toolstack to suspend also a guest that is suspended already. Default false. libxl stops the device model and
+   * keeps its state when it is asked, and has none to send if it is not.
+   */
+  readonly alwaysAskToSuspend?: boolean | undefined;
+  /**
    * What becomes of the guest after a successful save: `destroy` it (default, as xl save does), `resume` it (xl save
    * -c) or leave it `suspended`. After a failed save it always runs on, if it ran before.
    */

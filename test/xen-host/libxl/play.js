@@ -16,9 +16,12 @@ import { MessageReader, plainCallbacks, ProtocolError, reply } from './protocol.
 const ioFd = 23;
 const backFd = 21;
 
+const project = fileURLToPath(new URL('../../../', import.meta.url));
+const { bin } = JSON.parse(fs.readFileSync(`${project}package.json`, 'utf8'));
+
 export const helpers = {
   stock: '/usr/lib/xen-4.17/bin/libxl-save-helper',
-  ours: fileURLToPath(new URL('../../../dist/helper/main.js', import.meta.url)),
+  ours: `${project}${bin['xen-migrate-save-helper']}`,
 };
 
 /** @typedef {keyof typeof helpers} HelperName */
