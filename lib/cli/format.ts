@@ -48,6 +48,17 @@ export function plainText(text: string): string {
   return text.replace(ESCAPES, '');
 }
 
+/** The text in lines of at most so many columns, broken at blanks. A word that is longer stands alone. */
+export function wrapped(text: string, columns: number): string[] {
+  const lines: string[] = [];
+  for (const word of text.split(' ')) {
+    const last = lines.at(-1);
+    if (last === undefined || widthOf(last) + 1 + widthOf(word) > columns) lines.push(word);
+    else lines[lines.length - 1] = `${last} ${word}`;
+  }
+  return lines;
+}
+
 /** How a column stands. */
 export type Align = 'left' | 'right';
 

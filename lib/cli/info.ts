@@ -2,10 +2,13 @@
 import { printable } from '../bytes/printable.js';
 import type { HypervisorVersion } from '../host/xen/native.js';
 import { ExitCode, parseArguments, type Command, type CommandIo } from './command.js';
-import { paintFor, speaksUnicode, tableLines, type Paint } from './format.js';
+import { paintFor, speaksUnicode, tableLines, wrapped, type Paint } from './format.js';
 import { operands } from './operands.js';
 import { indent, printJson, printLines } from './print.js';
 import { survey, type Ability, type Survey } from './survey.js';
+
+/** Columns of an output that is no terminal. */
+const COLUMNS = 120;
 
 const help = `usage: xen-migrate info [options]
 
@@ -25,12 +28,15 @@ async function run(argv: readonly string[], io: CommandIo, _signal: AbortSignal)
   operands(positionals, []);
   const found = await (io.survey ?? survey)({ env: io.env });
   if (values.json === true) printJson(io.stdout, found);
-  else printLines(io.stdout, infoLines(found, paintFor(io.stdout, io.env), speaksUnicode(io.env)));
+  else {
+    const { stdout, env } = io;
+    printLines(stdout, infoLines(found, paintFor(stdout, env), speaksUnicode(env), stdout.columns));
+  }
   return found.usable ? ExitCode.OK : ExitCode.NO_HYPERVISOR;
 }
 
 /** The survey in words. */
-export function infoLines(found: Survey, paint: Paint, unicode: boolean): string[] {
+export function infoLines(found: Survey, paint: Paint, unicode: boolean, columns = COLUMNS): string[] {
   const [yes, no] = unicode ? ['✓', '✗'] : ['ok', 'NO'];
   const mark = (ok: boolean): string => (ok ? paint.green(yes) : paint.red(no));
   const { addon, hypervisor, problem, devices, xenstore, helper, usable } = found;
@@ -62,7 +68,10 @@ export function infoLines(found: Survey, paint: Paint, unicode: boolean): string
   return [
     ...lines,
     paint.bold('No guest can be worked with here:'),
-    ...indent(missing.map(({ code, message }) => printable(`${message} [${code}]`))),
+    ...missing.flatMap(({ code, message }) => {
+      const [first = '', ...more] = wrapped(printable(`${message} [${code}]`), columns - 4);
+      return [`  ${first}`, ...indent(more, 4)];
+    }),
     '',
     'Streams can be verified and inspected, and with --host sim all else be tried on simulated hosts.',
   ];

@@ -18,8 +18,8 @@ const CLEAR_BELOW = '\r\u001b[J';
 
 /** Columns of the bar. */
 const BAR = 24;
-/** ms between two lines where lines cannot be redrawn. */
-const PLAIN_INTERVAL = 1000;
+/** ms between two lines where lines cannot be redrawn: the longer it takes, the fewer, so that a log stays readable. */
+const PLAIN_INTERVAL = { least: 1000, most: 30_000, share: 0.1 } as const;
 
 const phases: Readonly<Record<JobPhase, string>> = {
   setup: 'getting ready',
@@ -55,6 +55,7 @@ export class LiveView {
   readonly #bar: readonly [full: string, empty: string];
   readonly #guestPages: number | undefined;
   #drawn = 0;
+  readonly #startedAt = performance.now();
   #saidAt = -Infinity;
   #saidPhase: JobPhase | undefined;
   #iteration = -1;
@@ -136,13 +137,18 @@ export class LiveView {
     return remaining === undefined || this.#toSend === 0 ? undefined : 1 - remaining / this.#toSend;
   }
 
+  #interval(at: number): number {
+    const { least, most, share } = PLAIN_INTERVAL;
+    return Math.min(most, Math.max(least, (at - this.#startedAt) * share));
+  }
+
   /** A phase's beginning is said at once, the course of it now and then. */
   #say(progress: Progress): void {
     const at = performance.now();
     const fresh = progress.phase !== this.#saidPhase;
     const talkative =
       progress.phase === 'pre-copy' || progress.phase === 'memory' || progress.phase === 'stop-and-copy';
-    if (!fresh && (!talkative || at - this.#saidAt < PLAIN_INTERVAL)) return;
+    if (!fresh && (!talkative || at - this.#saidAt < this.#interval(at))) return;
     this.#saidAt = at;
     this.#saidPhase = progress.phase;
     if (fresh && quiet.has(progress.phase)) return;

@@ -8,6 +8,7 @@ import {
   tableLines,
   timeText,
   widthOf,
+  wrapped,
 } from '../../../lib/cli/format.js';
 import { choiceOf } from '../../../lib/cli/values.js';
 import { downtimeLines, factLines, roundsLines } from '../../../lib/cli/report.js';
@@ -43,6 +44,14 @@ test.each([
   [200_400, '3 min 20 s'],
 ])('%d ms are %s', (ms, text) => {
   expect(timeText(ms)).toBe(text);
+});
+
+test.each([
+  ['', 5, ['']],
+  ['one two three', 7, ['one two', 'three']],
+  ['one incomprehensible word', 6, ['one', 'incomprehensible', 'word']],
+])('"%s" in %d columns', (text, columns, lines) => {
+  expect(wrapped(text, columns)).toEqual(lines);
 });
 
 test('counts and rates', () => {
