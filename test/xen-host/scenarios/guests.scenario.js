@@ -44,8 +44,9 @@ async function saveAndRestore(t, guest, saver, restorer) {
  * @param {string} file
  */
 async function valid(t, file) {
-  const { verify } = await import('/project/dist/index.js');
-  const report = await verify(file, { signal: t.signal });
+  const { openSource, verify } = await import('/project/dist/index.js');
+  const source = await openSource(file, { signal: t.signal });
+  const report = await verify(source, { signal: t.signal }).finally(() => source.close());
   if (!report.valid || report.warnings > 0) throw new Error(`${file}: ${JSON.stringify(report.findings)}`);
 }
 
