@@ -130,9 +130,9 @@ export class Guest {
     }
   }
 
-  /** @returns {number | undefined} the newest tick on the console */
+  /** @returns {number | undefined} the highest tick on the console, of whichever name it had */
   lastTick() {
     const ticks = this.lines().flatMap((line) => line.match(/^TICK (\d+)$/)?.[1] ?? []);
-    return ticks.length === 0 ? undefined : Number(ticks.at(-1));
+    return ticks.length === 0 ? undefined : Math.max(...ticks.map(Number));
   }
 }
