@@ -70,7 +70,7 @@ calls = {
     'resume': resume,
     'pause': xc.domain_pause,
     'unpause': xc.domain_unpause,
-    'shutdown': lambda domid, reason: xc.domain_shutdown(domid=domid, reason=reason),
+    'shutdown': lambda domid, reason: xc.domain_shutdown(domid, reason),
     'dump': dump,
     'ring': lambda: xc.readconsolering().decode('latin1'),
     'read': lambda path: (xs.read('', path) or b'').decode('latin1'),

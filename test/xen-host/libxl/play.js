@@ -8,6 +8,7 @@
 import { spawn } from 'node:child_process';
 import fs from 'node:fs';
 import net from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { pipe } from './pipes.js';
 import { MessageReader, plainCallbacks, ProtocolError, reply } from './protocol.js';
@@ -52,7 +53,9 @@ export const helpers = {
  * @property {readonly number[]} [wiring] of a restore: store_evtchn, store_domid, console_evtchn, console_domid
  * @property {Readonly<Record<string, number | Answer>>} [answers] by message name; what is not here is answered 0,
  *   `suspend` 1
+ * @property {(playing: Playing) => unknown} [onStart]
  * @property {(said: Said, playing: Playing) => unknown} [onMessage] before the answer
+ * @property {number} [user] to run as
  * @property {NodeJS.ProcessEnv} [env] added to the environment
  * @property {readonly string[]} [launcher] a command that execs the rest of its arguments
  * @property {readonly string[]} [argv] instead of the arguments that follow from the rest
@@ -96,6 +99,27 @@ export class Playing {
     return this.#child.kill(signal);
   }
 
+  /** As if libxl were gone: nothing is read any more, and nothing answered. */
+  hangUp() {
+    this.onHangUp();
+  }
+
+  /** @type {() => void} */
+  onHangUp = () => {};
+
+  /** Waits until the helper is inside a write to the stream that the pipe does not take. */
+  async blocked() {
+    for (let seen = 0; seen < 3;) {
+      const stuck = fs.readdirSync(`/proc/${this.pid}/task`).some((task) => {
+        // Number of the system call, then its arguments.
+        const [call, fd] = fs.readFileSync(`/proc/${this.pid}/task/${task}/syscall`, 'utf8').split(' ');
+        return (call === '1' || call === '20') && Number(fd) === ioFd;
+      });
+      seen = stuck ? seen + 1 : 0;
+      await sleep(50);
+    }
+  }
+
   /** @param {string} name */
   named(name) {
     return this.said.filter((said) => said.name === name);
@@ -123,7 +147,12 @@ export async function playLibxl(play) {
     back,
     play.io,
   ];
-  const child = spawn(command, args, { stdio, env: { ...process.env, ...play.env } });
+  const { user } = play;
+  const child = spawn(command, args, {
+    stdio,
+    env: { ...process.env, ...play.env },
+    ...(user === undefined ? {} : { uid: user, gid: user }),
+  });
   const playing = new Playing(child);
   for (const fd of [replies.readable, messages.writable, back]) fs.closeSync(fd);
   child.stderr?.setEncoding('utf8').on('data', (text) => (playing.stderr += text));
@@ -134,7 +163,15 @@ export async function playLibxl(play) {
     child.once('close', (code, signal) => resolve({ code, signal }));
   });
   ended.catch(() => socket.destroy());
+  let hungUp = false;
+  playing.onHangUp = () => {
+    if (hungUp) return;
+    hungUp = true;
+    socket.destroy();
+    fs.closeSync(replies.writable);
+  };
   try {
+    await play.onStart?.(playing);
     await converse(play, callbacks, socket, replies.writable, playing);
     const { code, signal } = await ended;
     if (signal === 'SIGKILL') throw new ProtocolError(`no end: ${summary(playing)}`);
@@ -148,7 +185,7 @@ export async function playLibxl(play) {
   } finally {
     clearTimeout(limit);
     socket.destroy();
-    fs.closeSync(replies.writable);
+    playing.onHangUp();
   }
 }
 
@@ -186,7 +223,7 @@ async function converse(play, callbacks, socket, replies, playing) {
   let answering = Promise.resolve();
   /** @type {unknown} */
   let failure;
-  for await (const bytes of socket) {
+  for await (const bytes of untilClosed(socket)) {
     for (const message of reader.push(bytes)) {
       const { name, replied } = message.type;
       /** @type {Said} */
@@ -208,7 +245,7 @@ async function converse(play, callbacks, socket, replies, playing) {
         open = undefined;
         said.repliedAt = playing.elapsed;
         try {
-          fs.writeSync(replies, reply(said.reply));
+          if (!socket.destroyed) fs.writeSync(replies, reply(said.reply));
         } catch (error) {
           // A helper that was killed does not wait for its answer.
           if (/** @type {NodeJS.ErrnoException} */ (error).code !== 'EPIPE') throw error;
@@ -224,6 +261,15 @@ async function converse(play, callbacks, socket, replies, playing) {
   await answering;
   if (failure !== undefined) throw failure;
   if (reader.pending > 0) throw new ProtocolError(`${reader.pending} bytes of a message without its end`);
+}
+
+/** What comes until the helper ends, or the socket was destroyed here. @param {net.Socket} socket */
+async function* untilClosed(socket) {
+  try {
+    yield* socket;
+  } catch (error) {
+    if (!socket.destroyed) throw error;
+  }
 }
 
 /** @param {number} fd */

@@ -12,7 +12,11 @@ import { check, library, onStage, same } from '../libxl/stage.js';
 /** @typedef {import('../libxl/stage.js').Stage} Stage */
 /** @typedef {import('../libxl/records.js').Difference} Difference */
 
-const pythonVerifier = '/usr/lib/xen-4.17/bin/verify-stream-v2';
+/** @param {Stage} stage @param {string} file */
+function debiansVerifier({ t }, file) {
+  const env = { PYTHONPATH: '/usr/lib/xen-4.17/lib/python' };
+  return t.run(['/usr/lib/xen-4.17/bin/verify-stream-v2', '--in', file, '--format', 'libxc'], { env });
+}
 
 /** What Xen reads from a clock at the moment of the save, whoever asks: the later save has the later value. */
 const clocks = [
@@ -73,7 +77,7 @@ async function standingStill(stage) {
   same(suspendWhereStockDoes(ours ?? []), stock, 'what ours said');
   check(await offAndDone(stage), 'log-dirty is on after a save');
 
-  const { stdout, stderr } = await t.run([pythonVerifier, '--in', files.ours, '--format', 'libxc']);
+  const { stdout, stderr } = await debiansVerifier(stage, files.ours);
   t.log(`verify-stream-v2: ${`${stdout}${stderr}`.trim().split('\n').at(-1) ?? ''}`);
   const { openSource, verify } = await library();
   for (const file of Object.values(files)) {
@@ -107,7 +111,7 @@ async function live(stage) {
     t.measure(`${stage.guest.type} live ${helper}, s`, outcome.elapsed / 1000);
     t.measure(`${stage.guest.type} live ${helper}, passes`, passes(outcome));
     seen.push({ talk: withoutPasses(conversation(outcome)), order: shapeOf(file).order });
-    if (helper === 'ours') await t.run([pythonVerifier, '--in', file, '--format', 'libxc']);
+    if (helper === 'ours') await debiansVerifier(stage, file);
     fs.rmSync(file);
     await stage.unharmed();
   }
