@@ -10,7 +10,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
-import { ask, hasProgram, heading, root, say, StepFailed } from '../../scripts/steps.js';
+import { ask, hasProgram, heading, quietly, root, say, StepFailed } from '../../scripts/steps.js';
 import { addon, checkNode, library, main, npmPackages, systemPackages } from '../../scripts/setup.js';
 import { images } from './image/images.js';
 import { consoleOf, execute, folderOf, ready, start, stop } from './machine/machine.js';
@@ -139,6 +139,12 @@ function table(results) {
   }
 }
 
+/** The tests of the port `Host` as JavaScript: TypeScript and a test runner would take minutes in dom0. */
+async function contract() {
+  heading('contract tests (tsc)');
+  await quietly('contract', [process.execPath, 'test/contract/build.js']);
+}
+
 /** Fails where the packages cannot be had: a run without the machine proves nothing. */
 async function packages() {
   try {
@@ -168,6 +174,7 @@ await main(async () => {
   if (values['no-build'] !== true) {
     await library();
     await addon();
+    await contract();
   }
   const wanted = /** @type {Hypervisor[]} */ (['stock', 'shadow']).filter(
     (name) => name === (values.hypervisor ?? name),

@@ -201,6 +201,11 @@ async function guestFiles(target, tree) {
   await compile('guest/init.c', path.join(tree, 'init'));
   fs.symlinkSync('/init', path.join(tree, 'sbin/poweroff'));
   await cpio(tree, path.join(target, 'initramfs'));
+  if (fs.statSync(path.join(target, 'initramfs')).size > 1 << 20)
+    throw new Error('initramfs above 1 MiB: guest/stub.S');
+  const stub = path.join(tree, 'stub.o');
+  await run(['gcc', '-m32', '-c', '-o', stub, path.join(here, 'guest/stub.S')]);
+  await run(['objcopy', '-O', 'binary', '-j', '.text', stub, path.join(target, 'stub')]);
   const script = path.join(here, 'guest/tiny.ld');
   const link = ['-nostdlib', '-static', '-no-pie', `-Wl,-T,${script},--build-id=none,-n`];
   await run(['gcc', '-m32', ...link, '-o', path.join(target, 'tiny'), path.join(here, 'guest/tiny.S')]);
@@ -219,7 +224,14 @@ async function rootFileSystem(kernel, vmlinux) {
   const packages = (await resolve(userland)).map(({ name }) => name);
   const node = fs.realpathSync(process.execPath);
   const { size, mtimeMs } = fs.statSync(node);
-  const sum = key(packages, kernel.name, process.version, size, mtimeMs, rootFileSystem.toString());
+  const sum = key(
+    packages,
+    kernel.name,
+    process.version,
+    size,
+    mtimeMs,
+    [rootFileSystem, hvmKernel].map(String),
+  );
   return piece('root', sum, async (target, work) => {
     const tree = path.join(work, 'tree');
     for (const name of ['bin', 'sbin', 'lib', 'lib64']) {
@@ -241,7 +253,7 @@ async function rootFileSystem(kernel, vmlinux) {
     await run(['ldconfig', '-r', tree]);
     await download(kernel);
     await extract(kernel, path.join(work, 'kernel'));
-    fs.copyFileSync(bzImage(path.join(work, 'kernel')), path.join(tree, 'boot/vmlinuz-guest'));
+    await hvmKernel(bzImage(path.join(work, 'kernel')), path.join(tree, 'boot/hvm'));
     fs.copyFileSync(vmlinux, path.join(tree, 'boot/vmlinux-guest'));
     // Sparse: a size costs nothing until something is written.
     await run([
@@ -261,6 +273,26 @@ async function rootFileSystem(kernel, vmlinux) {
       '4G',
     ]);
   });
+}
+
+/**
+ * The kernel for HVM guests, which QEMU's slow way for `kernel=` shall not carry: guest/stub.S says how it gets there.
+ * The pieces have 1 MiB, since QEMU can write to no more than that of a Xen guest's memory at a time; dom0/init puts
+ * them into the guest's configuration.
+ *
+ * @param {string} bzImage
+ * @param {string} target folder
+ */
+async function hvmKernel(bzImage, target) {
+  fs.mkdirSync(target);
+  const image = fs.readFileSync(bzImage);
+  const setup = ((image[0x1f1] || 4) + 1) * 512;
+  fs.writeFileSync(path.join(target, 'setup'), image.subarray(0, setup));
+  const size = 1 << 20;
+  for (let at = setup, n = 0; at < image.length; at += size, n++) {
+    const name = `piece-${String(n).padStart(2, '0')}`;
+    fs.writeFileSync(path.join(target, name), image.subarray(at, at + size));
+  }
 }
 
 const etc = {

@@ -1,5 +1,4 @@
 /** What a scenario gets: the domain's tools, guests, a place for files, and what it has to tell. */
-import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { Guest } from './guest.js';
@@ -10,21 +9,18 @@ import { run } from './process.js';
  *
  * @typedef {object} GuestOptions
  * @property {string} [name] default: a new one
- * @property {number} [memory] MiB; default 96, HVM 128, tiny 32
+ * @property {number} [memory] MiB; default 96, HVM 128 (96 at least), tiny 32
  * @property {number} [fill] MiB that the guest fills and checks; default 32
  * @property {number} [dirty] MiB of them that it rewrites in every tick; default 1
  * @property {number} [tick] milliseconds; default 500
  * @property {number} [seed]
  * @property {Record<string, string | number>} [config] further lines of the xl configuration
- * @property {boolean} [fresh] booted for this scenario, not restored by stock xl from one that was booted before in this
- *   machine. Default: true but for HVM Linux, which takes 50 s to boot
  *
  * @typedef {import('./process.js').RunOptions & { helper?: string }} XlOptions `helper`: program to be used as
  *   LIBXL_SAVE_HELPER; without it, Xen's own
  */
 
 const scratch = '/var/tmp/xen-host';
-const templates = `${scratch}/templates`;
 const project = '/project';
 
 let guests = 0;
@@ -122,6 +118,16 @@ export class Context {
     return path.join(project, bin[name]);
   }
 
+  /**
+   * A module of the library as built.
+   *
+   * @param {string} name as in dist/, such as 'index.js'
+   * @returns {Promise<any>}
+   */
+  load(name) {
+    return import(path.join(project, 'dist', name));
+  }
+
   /** Our save helper, for `xl(…, { helper: t.helper })`. */
   get helper() {
     return this.bin('xen-migrate-save-helper');
@@ -154,37 +160,10 @@ export class Context {
     fs.writeFileSync(config, configuration(type, name, options));
     const guest = new Guest(this, name, type, config);
     const since = guest.mark();
-    if (options.fresh ?? type !== 'hvm') {
-      await this.xl(['create', config]);
-      if (type !== 'tiny') await guest.waitFor(/^GUEST UP/, { since, seconds: 240 });
-    } else {
-      await this.xl(['restore', config, await this.template(type, options)]);
-    }
+    await this.xl(['create', config]);
     if (type === 'tiny') await guest.tinyGoesOn(60);
-    else await guest.waitFor(/^TICK/, { since });
+    else await guest.waitFor(/^TICK/, { since, seconds: 240 });
     return guest;
-  }
-
-  /**
-   * A guest booted once in this machine and saved by stock xl.
-   *
-   * @param {GuestType} type
-   * @param {GuestOptions} options
-   * @returns {Promise<string>} the file
-   */
-  async template(type, options) {
-    const text = configuration(type, 'template', options);
-    const file = path.join(
-      templates,
-      `${type}-${createHash('sha256').update(text).digest('hex').slice(0, 12)}`,
-    );
-    if (!fs.existsSync(file)) {
-      fs.mkdirSync(templates, { recursive: true });
-      const guest = await this.guest(type, { ...options, name: `template-${++guests}`, fresh: true });
-      await this.xl(['save', guest.name, `${file}.new`]);
-      fs.renameSync(`${file}.new`, file);
-    }
-    return file;
   }
 }
 

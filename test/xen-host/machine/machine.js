@@ -5,6 +5,7 @@
  *   console.log   what Xen and dom0 wrote on the serial port
  *   qemu.log      what QEMU had to say
  *   pid           QEMU's
+ *   monitor       socket of QEMU's monitor, for debugging
  *   agent.N       sockets of the agents in dom0, one command at a time each
  *   share/        /share in dom0
  */
@@ -57,7 +58,12 @@ export async function start(name, images, options = {}) {
   if (pidOf(name) !== undefined) throw new Error(`machine ${name} runs already`);
   fs.rmSync(folder, { recursive: true, force: true });
   fs.mkdirSync(path.join(folder, 'share'), { recursive: true, mode: 0o700 });
-  const { memory = 2048, dom0Memory = 640, processors = 1, accelerator = 'tcg,thread=multi' } = options;
+  const {
+    memory = 2048,
+    dom0Memory = 640,
+    processors = 1,
+    accelerator = 'tcg,thread=multi,tb-size=384',
+  } = options;
   // Dom0's kernel ignores what it does not know; scenarios find there which hypervisor they run on.
   const marker = path.basename(images.xen).startsWith('xen-shadow') ? 'xen_host.shadow' : '';
   const xen = `${xenOptions} dom0_mem=${dom0Memory}M,max:${dom0Memory}M dom0_max_vcpus=${processors} ${options.xenOptions ?? ''}`;
@@ -74,7 +80,16 @@ export async function start(name, images, options = {}) {
       '-machine',
       'q35',
     ],
-    ...['-nodefaults', '-display', 'none', '-no-reboot', '-monitor', 'none', '-name', `xen-host-${name}`],
+    ...[
+      '-nodefaults',
+      '-display',
+      'none',
+      '-no-reboot',
+      '-monitor',
+      'unix:monitor,server=on,wait=off',
+      '-name',
+      `xen-host-${name}`,
+    ],
     ...['-serial', 'file:console.log', '-kernel', images.xen, '-append', xen],
     ...['-initrd', `${images.kernel} console=hvc0 ${marker} ${options.dom0Options ?? ''},${images.initrd}`],
     ...[
