@@ -66,6 +66,9 @@ export {
   type StreamPlace,
 } from './errors.js';
 
+// The host that this machine is.
+export { openXenHost, XenHost, type XenHostOptions } from './host/xen/host.js';
+
 // The ports: implement them for another hypervisor or toolstack.
 export { INVALID_FRAME, ShutdownReason } from './host/host.js';
 export type {
