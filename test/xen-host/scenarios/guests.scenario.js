@@ -74,14 +74,14 @@ function sameLife(guest, before) {
 async function migrateHere(t, guest, sender, receiver) {
   const domid = await guest.domid();
   const before = guest.lastTick();
-  const mark = guest.mark();
   const env = receiver === 'ours' ? `LIBXL_SAVE_HELPER=${t.helper}` : '-u LIBXL_SAVE_HELPER';
   const moved = await t.xl(
     ['migrate', '-s', '', guest.name, `env ${env} xl migrate-receive`],
     helperOf(t, sender),
   );
   if ((await guest.domid()) === domid) throw new Error(`${guest.name} is still domain ${domid}`);
-  await guest.goesOn(mark);
+  // From now: while it was copied it ticked at the source.
+  await guest.goesOn();
   sameLife(guest, before);
   t.measure(`${guest.type}: xl migrate, ${sender} to ${receiver}, s`, moved.seconds);
 }
@@ -134,9 +134,8 @@ const withoutXl = (type) => ({
     sameLife(guest, before);
 
     // A snapshot: the guest goes on, where it was and out of the image.
-    mark = guest.mark();
     t.log((await t.run([command, 'save', '--checkpoint', '--no-live', guest.name, file])).stdout);
-    await guest.goesOn(mark);
+    await guest.goesOn();
     if (type === 'hvm') return;
 
     await guest.destroy();
@@ -174,14 +173,13 @@ export const scenarios = [
       const domid = await guest.domid();
       const command = t.bin('xen-migrate');
       const socket = `unix://${t.file('socket')}`;
-      const mark = guest.mark();
       const receiving = t.run([command, 'receive', '--listen', socket, '--once']);
       receiving.catch(() => {});
       await t.sh(`until [ -S '${t.file('socket')}' ]; do sleep 0.3; done`);
       t.log((await t.run([command, 'migrate', guest.name, socket])).stdout);
       t.log((await receiving).stdout);
       if ((await guest.domid()) === domid) throw new Error(`${guest.name} is still domain ${domid}`);
-      await guest.goesOn(mark);
+      await guest.goesOn();
       sameLife(guest, before);
     },
   },
