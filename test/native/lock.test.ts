@@ -58,7 +58,7 @@ describe('lockFile', () => {
     const fd = openSync(path, 'a+');
     const holder = await other();
     expect(holder.said).toBe('locked');
-    expect(() => loadAddon().lockFile(fd)).toThrowError(
+    expect(() => loadAddon().lockFile(fd)).toThrow(
       expect.objectContaining({ syscall: 'fcntl', errno: 11, code: 'EAGAIN' }) as Error,
     );
     await holder.end();
@@ -68,8 +68,6 @@ describe('lockFile', () => {
 
   it('refuses what is no descriptor', () => {
     expect(() => loadAddon().lockFile(-1)).toThrow(RangeError);
-    expect(() => loadAddon().lockFile(1 << 20)).toThrowError(
-      expect.objectContaining({ code: 'EBADF' }) as Error,
-    );
+    expect(() => loadAddon().lockFile(1 << 20)).toThrow(expect.objectContaining({ code: 'EBADF' }) as Error);
   });
 });

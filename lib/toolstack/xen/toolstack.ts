@@ -94,7 +94,8 @@ export class XenToolstack implements Toolstack, AsyncDisposable {
     }
     try {
       await this.#models.save(await this.#parts.calls.domainInfo(domid), live, signal);
-    } catch (failure) {
+    } catch (cause) {
+      const failure = signal?.aborted === true ? cancelled(signal, domid) : cause;
       try {
         await resume();
       } catch (later) {
@@ -220,4 +221,14 @@ export class XenToolstack implements Toolstack, AsyncDisposable {
       throw new UsageError(`domain ${domid} was not built by this toolstack`, { domid });
     return made;
   }
+}
+
+/** What `throwIfAborted` throws for an aborted signal. */
+function cancelled(signal: AbortSignal, domid: number): unknown {
+  try {
+    throwIfAborted(signal, 'suspend', domid);
+  } catch (error) {
+    return error;
+  }
+  return signal.reason;
 }
