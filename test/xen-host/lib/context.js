@@ -25,6 +25,19 @@ const project = '/project';
 
 let guests = 0;
 
+/**
+ * A name that no guest had since the machine was started: consoles are logged under names.
+ *
+ * @param {GuestType} type
+ * @returns {string}
+ */
+function newName(type) {
+  for (;;) {
+    const name = `${type}${++guests}`;
+    if (!fs.existsSync(`/var/log/xen/console/guest-${name}.log`)) return name;
+  }
+}
+
 export class Context {
   /**
    * @param {string} name of the scenario
@@ -155,7 +168,7 @@ export class Context {
    * @returns {Promise<Guest>}
    */
   async guest(type, options = {}) {
-    const name = options.name ?? `${type}${++guests}`;
+    const name = options.name ?? newName(type);
     const config = this.file(`${name}.cfg`);
     fs.writeFileSync(config, configuration(type, name, options));
     const guest = new Guest(this, name, type, config);
