@@ -5,9 +5,11 @@
  *   --hypervisor NAME     stock or shadow only
  *   --no-build            with what stands in dist/ and build/
  *
- * Consoles, results and files that scenarios kept: .setup/xen-host/HYPERVISOR/. `XEN_MIGRATION_SKIP_XEN=1` skips it, aloud.
+ * A machine uses one processor, so two of them share the work where there are two. Consoles, results and files that
+ * scenarios kept: .setup/xen-host/. `XEN_MIGRATION_SKIP_XEN=1` skips all of it, aloud.
  */
 import fs from 'node:fs';
+import os from 'node:os';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { ask, hasProgram, heading, quietly, root, say, StepFailed } from '../../scripts/steps.js';
@@ -18,8 +20,16 @@ import { consoleOf, execute, folderOf, ready, start, stop } from './machine/mach
 /** @typedef {import('./image/images.js').Hypervisor} Hypervisor */
 /** @typedef {{ name: string, hypervisor: string, ok: boolean, seconds: number, errors: string[], measured: Record<string, number> }} Result */
 
-/** For both boots together; the build of the shadow hypervisor goes on beside the first. */
-const minutes = 22;
+/** For everything after the build of the project. */
+const minutes = 24;
+
+/** No scenario may be that quiet, whatever limit it has set itself. */
+const silentMinutes = 8;
+
+/** MiB that one machine takes at most: its memory, translated code, and QEMU itself. */
+const machineMemory = 2700;
+
+const kept = path.join(root, '.setup/xen-host');
 
 const needed = [
   { package: 'qemu-system-x86', there: () => hasProgram('qemu-system-x86_64') },
@@ -42,89 +52,96 @@ const needed = [
 const disasters =
   /Xen call trace|Xen BUG|Assertion '|FATAL TRAP|Panic on CPU|Kernel panic|Oops:|BUG: |segfault at|Call Trace:/;
 
-/**
- * One boot: all scenarios for one hypervisor.
- *
- * @param {Hypervisor} hypervisor
- * @param {import('./image/images.js').Images} pieces
- * @param {string | undefined} only
- * @param {AbortSignal} signal
- * @returns {Promise<{ results: Result[], failures: string[] }>}
- */
-async function boot(hypervisor, pieces, only, signal) {
-  const name = `test-${hypervisor}-${process.pid}`;
-  const kept = path.join(root, '.setup/xen-host', hypervisor);
-  fs.rmSync(kept, { recursive: true, force: true });
-  fs.mkdirSync(kept, { recursive: true });
-  heading(`Xen test machine: scenarios on the ${hypervisor} hypervisor`);
-  /** @type {string[]} */
-  const failures = [];
-  let plan = 0;
-  const began = Date.now();
-  try {
-    await start(name, pieces);
-    await ready(name);
-    say(`   dom0 is up after ${((Date.now() - began) / 1000).toFixed(0)} s`);
-    const log = fs.createWriteStream(path.join(kept, 'scenarios.log'));
-    let text = '';
+/** What all machines of one run have in common. */
+class Run {
+  /** @param {{ only?: string | undefined, signal: AbortSignal }} options */
+  constructor({ only, signal }) {
+    this.only = only;
+    this.signal = signal;
+    this.machines = 0;
+    /** @type {string[]} */
+    this.failures = [];
+    /** @type {Map<Hypervisor, number>} how many scenarios there are */
+    this.plans = new Map();
+    /** `/share` of all machines. */
+    this.share = path.join(kept, 'share');
+    fs.rmSync(kept, { recursive: true, force: true });
+    fs.mkdirSync(path.join(this.share, 'claims'), { recursive: true });
+  }
+
+  /**
+   * One boot: scenarios for one hypervisor that no other machine has taken.
+   *
+   * @param {Hypervisor} hypervisor
+   */
+  async boot(hypervisor) {
+    const name = `test-${process.pid}-${++this.machines}-${hypervisor}`;
+    const label = `${hypervisor} ${this.machines}`;
+    const began = Date.now();
+    try {
+      await start(name, await images(hypervisor), { share: this.share });
+      await ready(name);
+      say(`   ${label}: dom0 is up after ${seconds(began)} s`);
+      const code = await this.scenarios(name, label, hypervisor);
+      if (code !== 0) this.failures.push(`${label}: scenarios ended with exit code ${code}`);
+      if (!(await stop(name, 30))) this.failures.push(`${label}: the machine did not power off by itself`);
+    } catch (error) {
+      this.failures.push(`${label}: ${error instanceof Error ? error.message : String(error)}`);
+    } finally {
+      await stop(name);
+    }
+    const text = consoleOf(name);
+    fs.writeFileSync(path.join(kept, `console-${label.replace(' ', '-')}.log`), text);
+    const lines = text.split('\n').filter((line) => disasters.test(line));
+    if (lines.length > 0) this.failures.push(`${label}: on the console:\n${lines.slice(0, 20).join('\n')}`);
+    fs.rmSync(folderOf(name), { recursive: true, force: true });
+    say(`   ${label}: done after ${seconds(began)} s`);
+  }
+
+  /**
+   * @param {string} name
+   * @param {string} label
+   * @param {Hypervisor} hypervisor
+   */
+  async scenarios(name, label, hypervisor) {
+    const log = fs.createWriteStream(path.join(kept, `scenarios-${label.replace(' ', '-')}.log`));
+    const quiet = new AbortController();
+    const tooQuiet = () => void quiet.abort(new Error(`nothing heard for ${silentMinutes} minutes`));
+    const watch = setTimeout(tooQuiet, silentMinutes * 60_000);
+    let rest = '';
     /** @param {Buffer} data */
     const show = (data) => {
-      text += data.toString();
+      watch.refresh();
       log.write(data);
-      process.stderr.write(data);
+      const lines = (rest + data.toString()).split('\n');
+      rest = lines.pop() ?? '';
+      for (const line of lines) {
+        const plan = line.match(/^1\.\.(\d+)$/)?.[1];
+        if (plan !== undefined) this.plans.set(hypervisor, Number(plan));
+        else say(`${label} | ${line}`);
+      }
     };
-    const filter = only === undefined ? '' : ` --only '${only.replaceAll("'", `'\\''`)}'`;
-    const command = `node /project/test/xen-host/lib/main.js${filter}`;
-    const code = await execute(name, command, { stdout: show, stderr: show, signal });
-    log.end();
-    plan = Number(text.match(/^1\.\.(\d+)$/m)?.[1] ?? -1);
-    if (code !== 0) failures.push(`${hypervisor}: scenarios ended with exit code ${code}`);
-    if (!(await stop(name, 30))) failures.push(`${hypervisor}: the machine did not power off by itself`);
-  } catch (error) {
-    const message = signal.aborted
-      ? `not done after ${minutes} minutes`
-      : error instanceof Error
-        ? error.message
-        : String(error);
-    failures.push(`${hypervisor}: ${message}`);
-  } finally {
-    await stop(name);
+    const filter = this.only === undefined ? '' : ` --only '${this.only.replaceAll("'", `'\\''`)}'`;
+    try {
+      const command = `node /project/test/xen-host/lib/main.js --claims /share/claims${filter}`;
+      const signal = AbortSignal.any([this.signal, quiet.signal]);
+      return await execute(name, command, { stdout: show, stderr: show, signal });
+    } finally {
+      clearTimeout(watch);
+      log.end();
+    }
   }
-  const results = collect(name, kept);
-  const lines = consoleOf(name)
-    .split('\n')
-    .filter((line) => disasters.test(line));
-  if (lines.length > 0) failures.push(`${hypervisor}: on the console:\n${lines.slice(0, 20).join('\n')}`);
-  if (plan !== results.length) failures.push(`${hypervisor}: ${results.length} results of ${plan} scenarios`);
-  if (failures.length === 0) fs.rmSync(folderOf(name), { recursive: true, force: true });
-  say(`   ${hypervisor}: ${((Date.now() - began) / 1000).toFixed(0)} s`);
-  return { results, failures };
+
+  /** @returns {Result[]} */
+  results() {
+    const file = path.join(this.share, 'results.jsonl');
+    const lines = fs.existsSync(file) ? fs.readFileSync(file, 'utf8').trim().split('\n').filter(Boolean) : [];
+    return lines.map((line) => JSON.parse(line)).sort((a, b) => (a.name < b.name ? -1 : 1));
+  }
 }
 
-/**
- * Brings out what the machine left.
- *
- * @param {string} name
- * @param {string} kept
- * @returns {Result[]}
- */
-function collect(name, kept) {
-  const folder = folderOf(name);
-  for (const file of ['console.log', 'qemu.log']) {
-    if (fs.existsSync(path.join(folder, file)))
-      fs.copyFileSync(path.join(folder, file), path.join(kept, file));
-  }
-  const share = path.join(folder, 'share');
-  if (fs.existsSync(share)) fs.cpSync(share, kept, { recursive: true });
-  const file = path.join(kept, 'results.jsonl');
-  if (!fs.existsSync(file)) return [];
-  return fs
-    .readFileSync(file, 'utf8')
-    .trim()
-    .split('\n')
-    .filter(Boolean)
-    .map((line) => JSON.parse(line));
-}
+/** @param {number} began */
+const seconds = (began) => ((Date.now() - began) / 1000).toFixed(0);
 
 /** @param {Result[]} results */
 function table(results) {
@@ -133,8 +150,9 @@ function table(results) {
     const numbers = Object.entries(measured).map(
       ([what, value]) => `${what} ${Number(value.toPrecision(3))}`,
     );
+    const time = `${seconds.toFixed(1).padStart(6)} s`;
     say(
-      `${ok ? 'ok    ' : 'FAILED'} ${hypervisor.padEnd(6)} ${name.padEnd(width)} ${seconds.toFixed(1).padStart(6)} s  ${numbers.join('; ')}`,
+      `${ok ? 'ok    ' : 'FAILED'} ${hypervisor.padEnd(6)} ${name.padEnd(width)} ${time}  ${numbers.join('; ')}`,
     );
   }
 }
@@ -176,35 +194,37 @@ await main(async () => {
     await addon();
     await contract();
   }
-  const wanted = /** @type {Hypervisor[]} */ (['stock', 'shadow']).filter(
-    (name) => name === (values.hypervisor ?? name),
-  );
+  const wanted = (/** @type {Hypervisor} */ name) => name === (values.hypervisor ?? name);
   const began = Date.now();
-  const limit = AbortSignal.timeout(minutes * 60_000);
-  /** @type {Result[]} */
-  const results = [];
-  /** @type {string[]} */
-  const failures = [];
-  const first = await images(wanted[0]);
-  // Built, where it is not cached, on the second processor while the first boot uses one.
-  const second = wanted[1] === undefined ? undefined : images(wanted[1]);
-  second?.catch(() => {});
-  for (const hypervisor of wanted) {
-    const pieces = hypervisor === wanted[0] ? first : await second;
-    if (pieces === undefined) continue;
-    const outcome = await boot(hypervisor, pieces, values.only, limit);
-    results.push(...outcome.results);
-    failures.push(...outcome.failures);
-  }
+  const run = new Run({ only: values.only, signal: AbortSignal.timeout(minutes * 60_000) });
+  // Those that all machines need, before two of them ask at once.
+  await images(wanted('stock') ? 'stock' : 'shadow');
+  const room = os.cpus().length > 1 && os.freemem() / 2 ** 20 > 2 * machineMemory;
+  /** @type {(() => Promise<void>)[]} */
+  const first = wanted('stock') ? [() => run.boot('stock')] : [];
+  const second = wanted('shadow') ? [() => run.boot('shadow')] : [];
+  // The second machine helps the first when it is done with its own.
+  if (wanted('stock') && wanted('shadow') && room) second.push(() => run.boot('stock'));
+  const lists = room ? [first, second] : [[...first, ...second]];
+  await Promise.all(
+    lists.map(async (boots) => {
+      for (const boot of boots) await boot();
+    }),
+  );
   heading('Xen test machine: summary');
+  const results = run.results();
   table(results);
-  for (const failure of failures) say(`\n${failure}`);
-  if (results.length === 0) failures.push('no scenario ran');
+  for (const [hypervisor, plan] of run.plans) {
+    const count = results.filter((result) => result.hypervisor === hypervisor).length;
+    if (count !== plan) run.failures.push(`${hypervisor}: ${count} results of ${plan} scenarios`);
+  }
+  if (results.length === 0) run.failures.push('no scenario ran');
+  for (const failure of run.failures) say(`\n${failure}`);
   const bad = results.filter(({ ok }) => !ok).length;
   say(
-    `\n${results.length - bad} passed, ${bad} failed, in ${((Date.now() - began) / 60_000).toFixed(1)} minutes`,
+    `\n${results.length - bad} passed, ${bad} failed, in ${(Number(seconds(began)) / 60).toFixed(1)} minutes`,
   );
-  if (failures.length > 0 || bad > 0) {
+  if (run.failures.length > 0 || bad > 0) {
     throw new StepFailed(`${bad} scenarios; consoles and logs: .setup/xen-host/`);
   }
   return 0;

@@ -1,6 +1,7 @@
 /**
  * Runs scenarios, in dom0: `node /project/test/xen-host/lib/main.js [--only TEXT] [--out FOLDER]`. One process for all,
- * as starting Node is slow under emulation. Prints TAP; writes results.jsonl, a line for each scenario.
+ * as starting Node is slow under emulation. Prints TAP; writes results.jsonl, a line for each scenario. With
+ * `--claims FOLDER`, which machines share, each takes the next scenario that no other has taken.
  *
  * A scenario file exports `scenarios`, an array of `Scenario`.
  */
@@ -25,6 +26,7 @@ const { values } = parseArgs({
     only: { type: 'string' },
     out: { type: 'string', default: '/share' },
     hypervisor: { type: 'string' },
+    claims: { type: 'string' },
   },
 });
 const hypervisor =
@@ -105,11 +107,27 @@ async function perform(scenario, number) {
   return result.ok;
 }
 
+/**
+ * Making a folder is atomic, over 9p too: one machine succeeds.
+ *
+ * @param {number} number of a scenario
+ */
+function claim(number) {
+  if (values.claims === undefined) return true;
+  try {
+    fs.mkdirSync(path.join(values.claims, `${hypervisor}-${number}`));
+    return true;
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && error.code === 'EEXIST') return false;
+    throw error;
+  }
+}
+
 const list = await wanted();
 console.log(`1..${list.length}`);
 let failed = 0;
 for (const [index, scenario] of list.entries()) {
-  if (!(await perform(scenario, index + 1))) failed++;
+  if (claim(index + 1) && !(await perform(scenario, index + 1))) failed++;
 }
 // A scenario that ran out of time may have left something that keeps Node running.
 process.exit(failed === 0 ? 0 : 1);

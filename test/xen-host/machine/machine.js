@@ -38,6 +38,7 @@ const xenOptions = 'console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all spe
  * @property {string} [xenOptions] appended to Xen's command line
  * @property {string} [dom0Options] appended to dom0's
  * @property {string} [accelerator]
+ * @property {string} [share] folder for /share; default: one of the machine's own
  */
 
 /** @param {string} name */
@@ -98,7 +99,7 @@ export async function start(name, images, options = {}) {
       '-device',
       'virtio-blk-pci,drive=root',
     ],
-    ...shared('share', path.join(folder, 'share'), ''),
+    ...shared('share', options.share ?? path.join(folder, 'share'), ''),
     ...shared('project', root, ',readonly=on'),
     ...['-device', 'virtio-serial-pci'],
   ];
