@@ -50,7 +50,7 @@ export const ExitCode = {
   USAGE: 2,
   /** The connection was lost at the one moment at which nobody can tell which side runs the guest. */
   GUEST_UNKNOWN: 3,
-  /** No hypervisor or no native addon on this machine. */
+  /** No hypervisor, no native addon or no xenstored on this machine, or no permission to use them. */
   NO_HYPERVISOR: 4,
   /** The peer could not be reached, refused, vanished, or speaks something else. */
   PEER: 5,

@@ -7,6 +7,7 @@ import {
   TimeoutError,
   UsageError,
   XenMigrationError,
+  XenstoreError,
   type GuestWhereabouts,
 } from '../errors.js';
 import { ExitCode } from './command.js';
@@ -28,6 +29,9 @@ export function exitCodeOf(error: unknown, signal: AbortSignal): number {
   if (error.code === 'ERR_XEN_GUEST_NOT_DESTROYED') return ExitCode.NOT_RELEASED;
   if (error instanceof CancelledError && signal.reason instanceof Interrupted) return signal.reason.exitCode;
   if (error instanceof AddonError) return ExitCode.NO_HYPERVISOR;
+  if (error instanceof XenstoreError && error.operation === 'open' && error.guest === undefined) {
+    return ExitCode.NO_HYPERVISOR;
+  }
   if (error instanceof PeerError) return ExitCode.PEER;
   if (error instanceof TimeoutError) return ExitCode.TIMEOUT;
   // Inside an operation (it has a phase then) an argument of ours may be wrong because of what a stream says.

@@ -126,7 +126,13 @@ function abilityLines(abilities: readonly Ability[], paint: Paint): string[] {
     text(restore),
     text(live),
   ]);
-  return [paint.bold('What can be done here'), ...indent(tableLines([head, ...rows], []))];
+  return [
+    paint.bold('What can be done here'),
+    ...indent(tableLines([head, ...rows], [])),
+    paint.dim(
+      '  Guests with disks, network or other devices: restore and migration by xl with our save helper.',
+    ),
+  ];
 }
 
 export const info: Command = {

@@ -167,11 +167,13 @@ export function abilitiesOf({ guests }: HypervisorVersion): Ability[] {
     return { save: why, restore: why, live: why };
   };
   const all = { save: true, restore: true, live: true } as const;
+  // A device model that takes a state has to be started with it, which libxl does.
+  const byXl = 'yes, by xl with our save helper';
   const noShadow = 'no: hypervisor without shadow paging';
   return [
     { kind: 'pv', ...(pv ? { ...all, live: shadow ? true : noShadow } : none('PV')) },
     { kind: 'pvh', ...(hvm ? all : none('PVH')) },
-    { kind: 'hvm', ...(hvm ? { ...all, restore: 'yes, by xl with our save helper' } : none('HVM')) },
+    { kind: 'hvm', ...(hvm ? { save: true, restore: byXl, live: byXl } : none('HVM')) },
   ];
 }
 

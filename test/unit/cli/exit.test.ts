@@ -11,6 +11,7 @@ import {
   TimeoutError,
   TransportError,
   UsageError,
+  XenstoreError,
   withCleanupError,
 } from '../../../lib/errors.js';
 
@@ -28,6 +29,9 @@ describe('exit codes', () => {
     [new HypercallError('unpause', 5, 'x', unknown), ExitCode.GUEST_UNKNOWN],
     [new TimeoutError('stall', 1, 'x'), ExitCode.TIMEOUT],
     [new AddonError('ERR_XEN_ADDON_MISSING', 'x'), ExitCode.NO_HYPERVISOR],
+    [new XenstoreError('open', 13, 'x'), ExitCode.NO_HYPERVISOR],
+    [new XenstoreError('XS_READ', 13, 'x'), ExitCode.FAILED],
+    [new XenstoreError('open', 2, 'x', { guest: { host: 'source', state: 'running' } }), ExitCode.FAILED],
     [new GuestError('ERR_XEN_GUEST_NOT_DESTROYED', 'x'), ExitCode.NOT_RELEASED],
     [new GuestError('ERR_XEN_GUEST_CRASHED', 'x'), ExitCode.FAILED],
     [new StreamFormatError('ERR_XEN_STREAM_TRUNCATED', 'x', { offset: 1 }), ExitCode.FAILED],

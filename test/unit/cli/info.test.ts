@@ -137,12 +137,13 @@ describe('what is found', () => {
 
 describe('what can be done', () => {
   const guests = { pv: true, hvm: true, hap: true, shadow: true };
+  const byXl = 'yes, by xl with our save helper';
   const live = (more: Partial<typeof guests>): unknown[] =>
     abilitiesOf({ ...HYPERVISOR, guests: { ...guests, ...more } }).map((ability) => ability.live);
 
   test('PV goes live only by shadow paging', () => {
-    expect(live({})).toEqual([true, true, true]);
-    expect(live({ shadow: false })).toEqual(['no: hypervisor without shadow paging', true, true]);
+    expect(live({})).toEqual([true, true, byXl]);
+    expect(live({ shadow: false })).toEqual(['no: hypervisor without shadow paging', true, byXl]);
   });
 
   test('a hypervisor without guests of a kind', () => {
@@ -197,7 +198,8 @@ describe('how it is told', () => {
               save   restore                           live migration
         pv    yes    yes                               no: hypervisor without shadow paging
         pvh   yes    yes                               yes
-        hvm   yes    yes, by xl with our save helper   yes
+        hvm   yes    yes, by xl with our save helper   yes, by xl with our save helper
+        Guests with disks, network or other devices: restore and migration by xl with our save helper.
       "
     `);
   });
