@@ -3,6 +3,7 @@
  *
  *   --only TEXT           scenarios whose name holds it
  *   --hypervisor NAME     stock or shadow only
+ *   --folder bench        benchmarks instead, one machine after the other, with no limit of time
  *   --no-build            with what stands in dist/ and build/
  *
  * A machine uses one processor, so two of them share the work where there are two. Consoles, results and files that
@@ -54,9 +55,10 @@ const disasters =
 
 /** What all machines of one run have in common. */
 class Run {
-  /** @param {{ only?: string | undefined, signal: AbortSignal }} options */
-  constructor({ only, signal }) {
+  /** @param {{ only?: string | undefined, folder: string, signal: AbortSignal }} options */
+  constructor({ only, folder, signal }) {
     this.only = only;
+    this.folder = folder;
     this.signal = signal;
     this.machines = 0;
     /** @type {string[]} */
@@ -107,7 +109,7 @@ class Run {
     const log = fs.createWriteStream(path.join(kept, `scenarios-${label.replace(' ', '-')}.log`));
     const quiet = new AbortController();
     const tooQuiet = () => void quiet.abort(new Error(`nothing heard for ${silentMinutes} minutes`));
-    const watch = setTimeout(tooQuiet, silentMinutes * 60_000);
+    const watch = setTimeout(tooQuiet, silentMinutes * 60_000 * (this.folder === 'bench' ? 4 : 1));
     let rest = '';
     /** @param {Buffer} data */
     const show = (data) => {
@@ -123,7 +125,7 @@ class Run {
     };
     const filter = this.only === undefined ? '' : ` --only '${this.only.replaceAll("'", `'\\''`)}'`;
     try {
-      const command = `node /project/test/xen-host/lib/main.js --claims /share/claims${filter}`;
+      const command = `node /project/test/xen-host/lib/main.js --folder ${this.folder} --claims /share/claims${filter}`;
       const signal = AbortSignal.any([this.signal, quiet.signal]);
       return await execute(name, command, { stdout: show, stderr: show, signal });
     } finally {
@@ -183,8 +185,14 @@ await main(async () => {
     return 0;
   }
   const { values } = parseArgs({
-    options: { only: { type: 'string' }, hypervisor: { type: 'string' }, 'no-build': { type: 'boolean' } },
+    options: {
+      only: { type: 'string' },
+      hypervisor: { type: 'string' },
+      folder: { type: 'string', default: 'scenarios' },
+      'no-build': { type: 'boolean' },
+    },
   });
+  const bench = values.folder === 'bench';
   checkNode();
   await systemPackages();
   await packages();
@@ -196,10 +204,11 @@ await main(async () => {
   }
   const wanted = (/** @type {Hypervisor} */ name) => name === (values.hypervisor ?? name);
   const began = Date.now();
-  const run = new Run({ only: values.only, signal: AbortSignal.timeout(minutes * 60_000) });
+  const signal = AbortSignal.timeout((bench ? 10 : 1) * minutes * 60_000);
+  const run = new Run({ only: values.only, folder: values.folder, signal });
   // Those that all machines need, before two of them ask at once.
   await images(wanted('stock') ? 'stock' : 'shadow');
-  const room = os.cpus().length > 1 && os.freemem() / 2 ** 20 > 2 * machineMemory;
+  const room = !bench && os.cpus().length > 1 && os.freemem() / 2 ** 20 > 2 * machineMemory;
   /** @type {(() => Promise<void>)[]} */
   const first = wanted('stock') ? [() => run.boot('stock')] : [];
   const second = wanted('shadow') ? [() => run.boot('shadow')] : [];

@@ -118,7 +118,7 @@ async function countCalls(t, whose, action) {
  * @param {Whose} whose both ends
  */
 async function downtime(t, guest, whose) {
-  const { XenHost } = await import('/project/dist/index.js');
+  const { XenHost } = await t.load('index.js');
   const host = new XenHost();
   const source = await guest.domid();
   let stopped = 0;
@@ -159,7 +159,7 @@ const speed = (type) => ({
   seconds: 1800,
   async run(t) {
     const start = await nodeStartUp(t);
-    const guest = await t.guest(type, { memory: MEMORY, fill: 128, fresh: true });
+    const guest = await t.guest(type, { memory: MEMORY, fill: 128 });
     const save = (/** @type {string} */ helper) => t.xl(['save', '-c', guest.name, '/dev/null'], { helper });
     await compare(t, `${type} xl save`, start, async (whose) => {
       const { seconds } = await save(helperOf(t, whose));
@@ -211,7 +211,7 @@ const live = (type, hypervisor = 'stock') => ({
   hypervisor,
   seconds: 1800,
   async run(t) {
-    const guest = await t.guest(type, { memory: MEMORY, fill: 128, dirty: 4, fresh: true });
+    const guest = await t.guest(type, { memory: MEMORY, fill: 128, dirty: 4 });
     // Node has started long before the guest stands still: nothing is taken off.
     await compare(t, `${type} downtime`, 0, (whose) => downtime(t, guest, whose));
   },

@@ -58,14 +58,18 @@ function sources() {
   ].join('\n');
 }
 
-/** Gets the lists of packages, once a week: until then a cached image stays the one wanted. */
-export async function update() {
+/**
+ * Gets the lists of packages, once a week: until then a cached image stays the one wanted.
+ *
+ * @param {number} [oldest] milliseconds that lists may be old
+ */
+export async function update(oldest = weekly) {
   const wanted = `${sources()}\n`;
   const list = path.join(apt, 'sources.list');
   const stamp = path.join(apt, 'updated');
   const age = Date.now() - (fs.statSync(stamp, { throwIfNoEntry: false })?.mtimeMs ?? 0);
   const same = fs.existsSync(list) && fs.readFileSync(list, 'utf8') === wanted;
-  if (same && age < weekly) return;
+  if (same && age < oldest) return;
   await locked('apt.lock', async () => {
     for (const dir of ['state/lists/partial', 'cache/archives/partial']) {
       fs.mkdirSync(path.join(apt, dir), { recursive: true });

@@ -41,6 +41,21 @@ const modules =
 export async function images(hypervisor = 'stock') {
   heading(`Xen test machine: images (${hypervisor} hypervisor)`);
   await update();
+  try {
+    return await pieces(hypervisor);
+  } catch (error) {
+    if (!(error instanceof Error) || !/404|Unable to fetch|Failed to fetch/.test(error.message)) throw error;
+    say('   a package has gone from the archive: getting new lists');
+    await update(0);
+    return pieces(hypervisor);
+  }
+}
+
+/**
+ * @param {Hypervisor} hypervisor
+ * @returns {Promise<Images>}
+ */
+async function pieces(hypervisor) {
   const xen = await single('xen-hypervisor-4.17-amd64');
   const kernels = {
     dom0: await single(await dependency('linux-image-amd64', /^linux-image-\d/)),

@@ -1,7 +1,8 @@
 /**
  * Runs scenarios, in dom0: `node /project/test/xen-host/lib/main.js [--only TEXT] [--out FOLDER]`. One process for all,
  * as starting Node is slow under emulation. Prints TAP; writes results.jsonl, a line for each scenario. With
- * `--claims FOLDER`, which machines share, each takes the next scenario that no other has taken.
+ * `--claims FOLDER`, which machines share, each takes the next scenario that no other has taken. `--folder bench` runs the
+ * benchmarks instead.
  *
  * A scenario file exports `scenarios`, an array of `Scenario`.
  */
@@ -19,16 +20,16 @@ import { run } from './process.js';
  * @property {(t: Context) => Promise<void>} run throws if it fails; domains are destroyed after it
  */
 
-const folder = path.join(import.meta.dirname, '../scenarios');
-
 const { values } = parseArgs({
   options: {
     only: { type: 'string' },
     out: { type: 'string', default: '/share' },
     hypervisor: { type: 'string' },
     claims: { type: 'string' },
+    folder: { type: 'string', default: 'scenarios' },
   },
 });
+const folder = path.join(import.meta.dirname, '..', values.folder);
 const hypervisor =
   values.hypervisor ??
   (fs.readFileSync('/proc/cmdline', 'utf8').includes('xen_host.shadow') ? 'shadow' : 'stock');

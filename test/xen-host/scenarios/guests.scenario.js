@@ -44,7 +44,7 @@ async function saveAndRestore(t, guest, saver, restorer) {
  * @param {string} file
  */
 async function valid(t, file) {
-  const { openSource, verify } = await import('/project/dist/index.js');
+  const { openSource, verify } = await t.load('index.js');
   const source = await openSource(file, { signal: t.signal });
   const report = await verify(source, { signal: t.signal }).finally(() => source.close());
   if (!report.valid || report.warnings > 0) throw new Error(`${file}: ${JSON.stringify(report.findings)}`);
