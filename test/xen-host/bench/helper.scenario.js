@@ -24,9 +24,8 @@ const helperOf = (t, whose) => (whose === 'ours' ? t.helper : stockHelper);
 function median(values) {
   const sorted = [...values].sort((a, b) => a - b);
   const middle = sorted.length >> 1;
-  return sorted.length % 2 === 1
-    ? /** @type {number} */ (sorted[middle])
-    : /** @type {number} */ ((sorted[middle - 1]) + /** @type {number} */ (sorted[middle])) / 2;
+  const [low = 0, high = 0] = sorted.slice(Math.max(0, middle - 1), middle + 1);
+  return sorted.length % 2 === 1 ? (sorted[middle] ?? 0) : (low + high) / 2;
 }
 
 /**
