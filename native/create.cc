@@ -79,10 +79,13 @@ Napi::Value Xen::SetMaxMemory(const Napi::CallbackInfo& info) {
 
 Napi::Value Xen::SetPagingAllocation(const Napi::CallbackInfo& info) {
   const uint32_t mib = IntegerArgument(info, 1, "mib", 0, 1u << 20);
-  return RunDomctl(info, "shadow_op", XEN_DOMCTL_shadow_op, [mib](xen_domctl& domctl) {
-    domctl.u.shadow_op.op = XEN_DOMCTL_SHADOW_OP_SET_ALLOCATION;
-    domctl.u.shadow_op.mb = mib;
-  });
+  return RunDomctl(
+      info, "shadow_op", XEN_DOMCTL_shadow_op,
+      [mib](xen_domctl& domctl) {
+        domctl.u.shadow_op.op = XEN_DOMCTL_SHADOW_OP_SET_ALLOCATION;
+        domctl.u.shadow_op.mb = mib;
+      },
+      Length::kLong);
 }
 
 }  // namespace xm

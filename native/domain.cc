@@ -79,7 +79,7 @@ Napi::Value Xen::Unpause(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value Xen::Destroy(const Napi::CallbackInfo& info) {
-  return RunDomctl(info, "destroydomain", XEN_DOMCTL_destroydomain, [](xen_domctl&) {});
+  return RunDomctl(info, "destroydomain", XEN_DOMCTL_destroydomain, [](xen_domctl&) {}, Length::kLong);
 }
 
 Napi::Value Xen::Shutdown(const Napi::CallbackInfo& info) {

@@ -30,6 +30,20 @@ Napi::Value Job::Start(std::unique_ptr<Job> job, const Napi::CallbackInfo& info)
   return Napi::Value(env, promise);
 }
 
+Napi::Value Job::Now(std::unique_ptr<Job> job, const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  napi_value promise = nullptr;
+  if (napi_create_promise(env, &job->deferred_, &promise) != napi_ok) throw Napi::Error::New(env);
+  Execute(env, job.get());
+  try {
+    job->Finish(env, napi_ok);
+  } catch (const Napi::Error& error) {
+    // What the log callback throws is not the fault of this call.
+    napi_fatal_exception(env, error.Value());
+  }
+  return Napi::Value(env, promise);
+}
+
 void Job::Execute(napi_env, void* data) {
   auto* job = static_cast<Job*>(data);
   const CallLog::Capture capture(job->log_);

@@ -23,8 +23,10 @@ class Job {
   Job(const Job&) = delete;
   Job& operator=(const Job&) = delete;
 
-  /** Queues the job and returns its promise. `owner`, an Xen, is kept alive until it is over. */
+  /** Queues the job and returns its promise. The receiver of the call, an Xen, is kept alive until it is over. */
   static Napi::Value Start(std::unique_ptr<Job> job, const Napi::CallbackInfo& info);
+  /** Does the job here and now, and returns its settled promise. */
+  static Napi::Value Now(std::unique_ptr<Job> job, const Napi::CallbackInfo& info);
 
  protected:
   Job(std::shared_ptr<Handles> handles, Napi::Function log, int min_level);

@@ -66,11 +66,12 @@ Napi::Function Xen::Define(Napi::Env env) {
                      });
 }
 
-/** new Xen(log, minLevel) */
+/** new Xen(log, minLevel[, inline]) */
 Xen::Xen(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Xen>(info) {
   const Napi::Env env = info.Env();
   if (!info[0].IsFunction()) throw ArgumentTypeError(env, "log must be a function");
   min_level_ = static_cast<int>(IntegerArgument(info, 1, "minLevel", XTL_DEBUG, XTL_NUM_LEVELS));
+  if (!info[2].IsUndefined()) inline_ = BooleanArgument(info, 2, "inline");
   CallLog said(XTL_NUM_LEVELS);
   try {
     const CallLog::Capture capture(said);

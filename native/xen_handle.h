@@ -77,33 +77,41 @@ class Xen : public Napi::ObjectWrap<Xen> {
   /** Throws if the handle was closed; else gives what a call in flight has to hold. */
   std::shared_ptr<Handles> Open(const Napi::CallbackInfo& info) const;
 
-  /** Starts `work` on the pool; the promise resolves to what `settle` makes of its result. */
+  /** Whether work may be done on the thread of JavaScript, where that was asked for. */
+  enum class Length { kShort, kLong };
+
+  /** Starts `work`; the promise resolves to what `settle` makes of its result. */
   template <class Work, class Settle>
-  Napi::Value Run(const Napi::CallbackInfo& info, Work work, Settle settle) {
+  Napi::Value Run(const Napi::CallbackInfo& info, Work work, Settle settle, Length length = Length::kShort) {
     auto job = std::make_unique<FunctionJob<Work, Settle>>(Open(info), log_.Value(), min_level_, std::move(work),
                                                            std::move(settle));
-    return Job::Start(std::move(job), info);
+    return length == Length::kShort && NowIsBest() ? Job::Now(std::move(job), info) : Job::Start(std::move(job), info);
   }
   /** Likewise, for work that has no result. */
   template <class Work>
-  Napi::Value Run(const Napi::CallbackInfo& info, Work work) {
+  Napi::Value Run(const Napi::CallbackInfo& info, Work work, Length length = Length::kShort) {
     return Run(
         info,
         [work = std::move(work)](Handles& handles) mutable {
           work(handles);
           return Done{};
         },
-        [](Napi::Env env, Done&) { return env.Undefined(); });
+        [](Napi::Env env, Done&) { return env.Undefined(); }, length);
   }
   /** Work that is one domctl without payload, or with one that `fill` writes. */
   template <class Fill>
-  Napi::Value RunDomctl(const Napi::CallbackInfo& info, const char* name, uint32_t command, Fill fill);
+  Napi::Value RunDomctl(const Napi::CallbackInfo& info, const char* name, uint32_t command, Fill fill,
+                        Length length = Length::kShort);
+  /** With `inline`, true but for every 16th call: the event loop gets its turn however busy the caller is. */
+  bool NowIsBest() { return inline_ && ++calls_ % 16 != 0; }
 
   /** Null once closed. */
   std::shared_ptr<Handles> handles_;
   /** Weak: the object itself keeps the callback, which may well lead back to the object. */
   Napi::FunctionReference log_;
   int min_level_ = 0;
+  bool inline_ = false;
+  uint32_t calls_ = 0;
 };
 
 /** Argument `index` as a domain number, DOMID_XEN and its like excluded. */
@@ -116,10 +124,12 @@ Napi::Value NewBytes(Napi::Env env, const std::vector<uint8_t>& bytes);
 xen_domctl NewDomctl(uint32_t command, uint16_t domid);
 
 template <class Fill>
-Napi::Value Xen::RunDomctl(const Napi::CallbackInfo& info, const char* name, uint32_t command, Fill fill) {
+Napi::Value Xen::RunDomctl(const Napi::CallbackInfo& info, const char* name, uint32_t command, Fill fill,
+                           Length length) {
   xen_domctl domctl = NewDomctl(command, DomidArgument(info));
   fill(domctl);
-  return Run(info, [name, domctl](Handles& handles) mutable { handles.Domctl(name, domctl); });
+  return Run(
+      info, [name, domctl](Handles& handles) mutable { handles.Domctl(name, domctl); }, length);
 }
 
 }  // namespace xm

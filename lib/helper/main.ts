@@ -5,6 +5,6 @@ import { worldOfProcess } from './process.js';
 
 const world = worldOfProcess(async (toolstack, log) => {
   const { XenHost } = await import('../host/xen/host.js');
-  return new XenHost({ toolstack, log });
+  return new XenHost({ toolstack, log, inline: true });
 });
 void runHelper(world).then((code) => process.exit(code));

@@ -32,6 +32,12 @@ export interface XenHostOptions {
    * gives to a new domain; by default it is refused, as what the guest knows of its CPU may change under it.
    */
   readonly acceptDefaultCpuPolicy?: boolean | undefined;
+  /**
+   * Makes most calls on the thread of JavaScript instead of the thread pool. For a process that does nothing else than to
+   * save or restore, like the save helper: the way over the pool costs more than most hypercalls. Each call then
+   * blocks the event loop for as long as it takes, some milliseconds at most.
+   */
+  readonly inline?: boolean | undefined;
   /** @internal For tests: `createDomain` makes HVM domains, without the device model that only libxl starts. */
   readonly hvmWithoutDeviceModel?: boolean | undefined;
   /** @internal For tests. */
@@ -65,7 +71,7 @@ export class XenHost implements Host, AsyncDisposable {
     const log = options.log ?? ((level, message) => debug('xen (level %d): %s', level, message));
     const minLevel = options.log !== undefined || debug.enabled ? XTL_DEBUG : XTL_NEVER;
     this.hypervisor = hypervisor;
-    this.#xen = openXen(addon, log, minLevel);
+    this.#xen = openXen(addon, log, minLevel, options.inline);
     if (options.toolstack === undefined) {
       this.#ownToolstack = makeToolstack(addon, this.#xen, options);
       this.toolstack = this.#ownToolstack;
@@ -158,11 +164,12 @@ function openXen(
   addon: NativeAddon,
   log: (level: number, message: string) => void,
   minLevel: number,
+  inline?: boolean,
 ): NativeXen {
   const { Xen } = addon;
   if (Xen === undefined) throw noXen();
   try {
-    return new Xen(log, minLevel);
+    return new Xen(log, minLevel, inline);
   } catch (cause) {
     throw openError(cause);
   }

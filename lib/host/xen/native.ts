@@ -266,8 +266,16 @@ export interface NativeAddon {
   /**
    * Opens the handles. `log` is called on the thread of JavaScript for each message of libxenctrl of XTL level `minLevel`
    * or above. Absent without Xen.
+   *
+   * With `inline`, most calls are made on the thread of JavaScript, before they return their promise: for a process
+   * that has nothing else to do, where the way over the thread pool costs more than the hypercall. Every 16th call
+   * still goes that way, so that signals and sockets get their turn; and those that may take long do always.
    */
-  readonly Xen?: new (log: (level: number, message: string) => void, minLevel: number) => NativeXen;
+  readonly Xen?: new (
+    log: (level: number, message: string) => void,
+    minLevel: number,
+    inline?: boolean,
+  ) => NativeXen;
   /** Opens /dev/xen/evtchn. Absent without Xen. */
   readonly Evtchn?: new () => NativeEvtchn;
 }

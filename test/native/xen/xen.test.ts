@@ -60,6 +60,29 @@ describe.runIf(loadAddon().build.haveXen)('Xen', () => {
     it('writes nothing into buffers that are gone', () => expectPlayed('buffers that go'));
   });
 
+  describe('on the thread of JavaScript', () => {
+    const inline = { FAKE_XEN_INLINE: '1' };
+    it('makes calls before they return, and lets others have their turn', () =>
+      expectPlayed('inline', inline));
+    it.each([
+      'information',
+      'errors',
+      'all levels',
+      'log callback throws',
+      'arguments',
+      'page types',
+      'mapping',
+      'mapping with holes',
+      'many batches',
+      'populate',
+      'log dirty',
+      'nobody closes',
+      'workers are terminated with calls in flight',
+    ])('does the same as on the pool: %s', async (name) => {
+      await expectPlayed(name, inline);
+    });
+  });
+
   describe('ends', () => {
     it('closes when the last call has ended', () => expectPlayed('close with calls in flight'));
     it('closes what nobody closed', () => expectPlayed('nobody closes'));
