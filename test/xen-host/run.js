@@ -200,8 +200,8 @@ await main(async () => {
   if (values['no-build'] !== true) {
     await library();
     await addon();
-    await contract();
   }
+  await contract();
   const wanted = (/** @type {Hypervisor} */ name) => name === (values.hypervisor ?? name);
   const began = Date.now();
   const signal = AbortSignal.timeout((bench ? 10 : 1) * minutes * 60_000);
