@@ -110,7 +110,7 @@ function xenstoreText({ path, answers }: Survey['xenstore']): string {
 
 function helperTexts({ stock, own, chosen, chosenIsOwn }: Survey['helper']): string[] {
   const texts = stock.length === 0 ? ['xl has none here'] : stock.map((file) => `xl's own: ${file}`);
-  texts.push(`ours: ${own}`);
+  texts.push(`ours: ${own ?? 'not built'}`);
   if (chosen === undefined || chosen === '') texts.push('LIBXL_SAVE_HELPER is not set: xl uses its own');
   else if (chosenIsOwn) texts.push(`LIBXL_SAVE_HELPER is ${chosen}: xl uses ours`);
   else texts.push(`LIBXL_SAVE_HELPER is ${chosen}: that is not ours`);

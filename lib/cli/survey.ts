@@ -28,7 +28,10 @@ const HELPER_FOLDERS = [
 ];
 const STOCK_HELPER = 'libxl-save-helper';
 
-const OWN_HELPER = fileURLToPath(new URL('../helper/main.js', import.meta.url));
+/** Ours: what package.json names, and what that is made of. */
+const OWN_HELPERS = ['../helper/bundle/xen-migrate-save-helper.cjs', '../helper/main.js'].map((file) =>
+  fileURLToPath(new URL(file, import.meta.url)),
+);
 
 /** How far a device or file can be used by this process. */
 export type Access = 'usable' | 'denied' | 'absent';
@@ -68,7 +71,8 @@ export interface Survey {
   readonly helper: {
     /** libxl's own. More than one if several releases are installed. */
     readonly stock: readonly string[];
-    readonly own: string;
+    /** This package's. Undefined if it is not built. */
+    readonly own: string | undefined;
     /** LIBXL_SAVE_HELPER. */
     readonly chosen: string | undefined;
     readonly chosenIsOwn: boolean;
@@ -84,12 +88,12 @@ export interface SurveyWorld {
   /** Goes before all paths of the machine. */
   readonly root?: string | undefined;
   readonly probe?: (() => XenProbe) | undefined;
-  readonly ownHelper?: string | undefined;
+  readonly ownHelpers?: readonly string[] | undefined;
 }
 
 /** Looks around. Never rejects for what it finds. */
 export async function survey(world: SurveyWorld): Promise<Survey> {
-  const { root = '', probe = probeXen, ownHelper = OWN_HELPER } = world;
+  const { root = '', probe = probeXen, ownHelpers = OWN_HELPERS } = world;
   const { build, hypervisor, problem } = probe();
   const devices = await Promise.all(
     DEVICES.map(async ([device, use]) => ({ path: device, use, access: await accessTo(root + device) })),
@@ -110,9 +114,9 @@ export async function survey(world: SurveyWorld): Promise<Survey> {
     xenstore,
     helper: {
       stock: await stockHelpers(root),
-      own: ownHelper,
+      own: await firstThere(ownHelpers),
       chosen,
-      chosenIsOwn: await isSame(chosen, ownHelper, world.env['PATH']),
+      chosenIsOwn: await isOneOf(chosen, ownHelpers, world.env['PATH']),
     },
     abilities: usable && hypervisor !== undefined ? abilitiesOf(hypervisor) : [],
     usable,
@@ -188,16 +192,20 @@ async function stockHelpers(root: string): Promise<string[]> {
   return found;
 }
 
-/** True if the program that libxl would start is `own`. It is looked for in PATH, as libxl's exec does. */
-async function isSame(chosen: string | undefined, own: string, search = ''): Promise<boolean> {
+/** Undefined if the package was not built whole. */
+async function firstThere(files: readonly string[]): Promise<string | undefined> {
+  for (const file of files) if (await exists(file)) return file;
+  return undefined;
+}
+
+/** True if the program that libxl would start is one of `own`. It is looked for in PATH, as libxl's exec does. */
+async function isOneOf(chosen: string | undefined, own: readonly string[], search = ''): Promise<boolean> {
   if (chosen === undefined || chosen === '') return false;
-  const places = chosen.includes('/')
-    ? [chosen]
-    : search.split(':').map((folder) => path.join(folder, chosen));
-  const target = await realpath(own).catch(() => undefined);
-  for (const place of places) {
-    const real = await realpath(place).catch(() => undefined);
-    if (real !== undefined) return real === target;
+  const folders = chosen.includes('/') ? [''] : search.split(':');
+  const targets = await Promise.all(own.map((file) => realpath(file).catch(() => undefined)));
+  for (const folder of folders) {
+    const real = await realpath(path.join(folder, chosen)).catch(() => undefined);
+    if (real !== undefined) return targets.includes(real);
   }
   return false;
 }

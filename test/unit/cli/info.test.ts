@@ -55,7 +55,13 @@ async function daemon(answers: boolean): Promise<net.Server> {
 }
 
 const look = (more: Partial<SurveyWorld> = {}): Promise<Survey> =>
-  survey({ env: {}, root, probe: () => good, ownHelper: path.join(root, 'own.js'), ...more });
+  survey({
+    env: {},
+    root,
+    probe: () => good,
+    ownHelpers: [path.join(root, 'other.js'), path.join(root, 'own.js')],
+    ...more,
+  });
 
 describe('what is found', () => {
   test('a whole Xen host', async () => {
@@ -132,6 +138,7 @@ describe('what is found', () => {
     symlinkSync(own, path.join(root, 'bin/ours'));
     const { helper } = await look({ env: env(own) });
     expect(helper.chosenIsOwn).toBe(isOwn);
+    expect(helper.own).toBe(own);
   });
 });
 
