@@ -1,6 +1,7 @@
 /** Turning what went wrong into the one error that a save rejects with. */
-import { withCleanupError, XenMigrationError } from '../errors.js';
+import { GuestError, HypercallError, withCleanupError, XenMigrationError } from '../errors.js';
 import type { JobControl } from '../job.js';
+import { SaveErrorCode } from './codes.js';
 
 /**
  * The error of a failed save. If the job was cancelled, the reason is the error, and what the cancellation made fail
@@ -19,6 +20,19 @@ export function errorOfSave(control: JobControl, caught: unknown): XenMigrationE
   first.phase ??= control.phase;
   first.domid ??= control.status.domid;
   return first;
+}
+
+/**
+ * The error to reject with once it is known where the guest is: what a hypercall said of a domain that was destroyed meanwhile
+ * (ESRCH, or EBUSY for a frame that is somebody else's now) tells nobody so.
+ */
+export function goneOr(error: XenMigrationError): XenMigrationError {
+  const { guest, domid, phase } = error;
+  if (!(error instanceof HypercallError) || guest?.state !== 'gone') return error;
+  const what = `domain ${String(domid)} was destroyed while it was being saved`;
+  const gone = new GuestError(SaveErrorCode.GUEST_GONE, what, { cause: error, domid, phase, guest });
+  gone.cleanupErrors.push(...error.cleanupErrors);
+  return gone;
 }
 
 /** Calls one of the user's functions; what it throws becomes ERR_XEN_CALLBACK. */

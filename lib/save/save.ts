@@ -15,7 +15,7 @@ import type { ByteSink } from '../transport/types.js';
 import { PageSender } from './batch.js';
 import { cleanUpAfterFailure, type SaveResources } from './cleanup.js';
 import type { SaveContext } from './context.js';
-import { errorOfSave, fromCallback } from './failure.js';
+import { errorOfSave, fromCallback, goneOr } from './failure.js';
 import { finishSave, type SavedImage } from './finish.js';
 import { prepareXlHeader, writeLibxlHead, writeLibxlTail } from './layers.js';
 import { cleanLogDirty, peekLogDirty } from './logdirty.js';
@@ -96,7 +96,7 @@ export async function runSave(
     control.enter('cleanup');
     sink.abort(first);
     await cleanUpAfterFailure(resources, first);
-    throw first;
+    throw resources.context === undefined ? first : goneOr(first);
   } finally {
     control.signal.removeEventListener('abort', onAbort);
   }
