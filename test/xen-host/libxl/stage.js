@@ -172,9 +172,9 @@ export class Reader {
     else fs.closeSync(this.#fd);
   }
 
-  /** The helper has ended. */
-  close() {
-    fs.closeSync(this.writable);
+  /** Whoever wrote has ended; `taken`: and has closed its end, as the library does with what it was given. */
+  close({ taken = false } = {}) {
+    if (!taken) fs.closeSync(this.writable);
     this.#stream?.on('error', () => {});
     if (this.#stream === undefined) fs.closeSync(this.#fd);
   }

@@ -12,7 +12,7 @@ import { check, library, onStage, Reader, same, shutdown } from '../libxl/stage.
 /** @typedef {import('../libxl/play.js').Outcome} Outcome */
 /** @typedef {import('../libxl/stage.js').Stage} Stage */
 
-const { EACCES, ENOSPC, EPIPE, ESRCH } = constants.errno;
+const { EACCES, ENOSPC, ENOSYS, EPIPE, ESRCH } = constants.errno;
 const nobody = 65534;
 
 /**
@@ -103,7 +103,7 @@ async function helperFaults(stage, live) {
   failed(t, user, 'not root', { errno: EACCES, text: /root/ });
   const other = await stage.save(dropped.writable, { helper, live, env: otherRelease(t.file('lib')) });
   failed(t, other, 'libraries of another Xen', {
-    errno: EACCES,
+    errno: ENOSYS,
     text: /libraries of Xen 4\.17.*running Xen 4\.17/,
   });
   await stage.unharmed();
@@ -141,9 +141,9 @@ async function helperFaults(stage, live) {
  * @param {Context} t
  * @param {Promise<unknown>} doing
  * @param {string} what
- * @param {{ code: RegExp, text?: RegExp, guest?: object }} expected
+ * @param {{ code: RegExp, text?: RegExp, guest?: object, cleanup?: RegExp }} expected
  */
-async function rejects(t, doing, what, { code, text = /./, guest }) {
+async function rejects(t, doing, what, { code, text = /./, guest, cleanup = /^$/ }) {
   /** @type {any} */
   const error = await doing.then(
     () => undefined,
@@ -152,7 +152,8 @@ async function rejects(t, doing, what, { code, text = /./, guest }) {
   const told = `${what}: ${error === undefined ? 'no error' : `${error.code} ${error.stack}`}`;
   check(error !== undefined && code.test(error.code) && text.test(error.message), told);
   if (guest !== undefined) same(error.guest, guest, `${what}: where the guest is`);
-  same(error.cleanupErrors.map(String), [], `${what}: errors of the clean-up`);
+  const later = error.cleanupErrors.map(String).filter((/** @type {string} */ each) => !cleanup.test(each));
+  same(later, [], `${what}: errors of the clean-up`);
   t.log(`${what}: ${error.code} ${error.message}`);
 }
 
@@ -206,12 +207,17 @@ async function libraryFaults(stage, live) {
     for (let n = 0; n < 2; n++) if ((await oracle.info(domid))?.paused === 1) await oracle.unpause(domid);
     await stage.unharmed();
 
-    const crash = () => oracle.shutdown(domid, ShutdownReason.CRASH);
-    const crashed = save(host, { ...options, to: t.file('crash'), beforeSwitchover: crash });
-    await rejects(t, crashed, 'library: a guest that crashes', { code: /CRASHED|NOT_RUNNING|NOT_SUSPENDED/ });
-    check(!(await oracle.logDirty(domid)), 'log-dirty is on after a crash');
-    await oracle.resume(domid, false);
-    await stage.unharmed();
+    // libxc has no way to let a crashed PV guest go on.
+    if (stage.guest.type !== 'pv') {
+      const crash = () => oracle.shutdown(domid, ShutdownReason.CRASH);
+      const crashed = save(host, { ...options, to: t.file('crash'), beforeSwitchover: crash });
+      await rejects(t, crashed, 'library: a guest that crashes', {
+        code: /CRASHED|NOT_RUNNING|NOT_SUSPENDED/,
+      });
+      check(!(await oracle.logDirty(domid)), 'log-dirty is on after a crash');
+      await oracle.resume(domid, false);
+      await stage.unharmed();
+    }
     await stage.guest.goesOn();
 
     const doomed = new Reader();
@@ -221,9 +227,11 @@ async function libraryFaults(stage, live) {
     await rejects(t, gone, 'library: destroyed in the middle', {
       code: /GONE|HYPERCALL/,
       guest: { host: 'none', state: 'gone' },
+      // Nothing can be tidied up in a domain that is not there.
+      cleanup: /ESRCH/,
     });
     await destroyed;
-    doomed.close();
+    doomed.close({ taken: true });
   } finally {
     await host.close();
   }
@@ -261,11 +269,11 @@ async function badStreams(t) {
 
   const bad = {
     'cut off in its pages': {
-      text: /trunc|ended|end of/i,
+      text: /stream ends/,
       edit: (/** @type {number} */ fd) => fs.ftruncateSync(fd, 30_000_000),
     },
     'cut off in its header': {
-      text: /trunc|ended|end of/i,
+      text: /stream ends/,
       edit: (/** @type {number} */ fd) => fs.ftruncateSync(fd, libxc + 10),
     },
     'a marker that is none': {
@@ -310,6 +318,7 @@ async function badStreams(t) {
 
   // Nothing to restore into.
   const io = fs.openSync(whole, 'r');
+  fs.readSync(io, Buffer.alloc(libxc));
   const outcome = await playLibxl({ helper: 'ours', mode: 'restore', domid: 999, io });
   fs.closeSync(io);
   failed(t, outcome, 'no such domain', { errno: ESRCH, text: /999/ });
