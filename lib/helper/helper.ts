@@ -2,7 +2,7 @@
  * The save helper from its arguments to its exit code, without the process around it: pipes, descriptors, hypervisor and
  * SIGTERM are handed in. main.ts joins it with the process.
  */
-import { UsageError, XenMigrationError } from '../errors.js';
+import { CancelledError, UsageError, XenMigrationError } from '../errors.js';
 import type { Host } from '../host/host.js';
 import type { Toolstack } from '../toolstack/toolstack.js';
 import type { BlockingFd } from '../transport/blocking.js';
@@ -79,19 +79,19 @@ async function serve(
   const toolstack = new LibxlToolstack(channel, args);
   const openHost = (): Promise<Host> => world.openHost(toolstack, (level, text) => log.library(level, text));
   if (args.mode === 'restore') {
-    const [{ restoreForLibxl }, host] = await Promise.all([import('./restore.js'), openHost()]);
     world.onTerminate(undefined);
+    const [{ restoreForLibxl }, host] = await Promise.all([import('./restore.js'), openHost()]);
     return closing(host, async () =>
       restoreForLibxl({ args, host, toolstack, fd: await world.openFd(args.ioFd), channel, log }),
     );
   }
 
   const limits = tunablesFrom(world.env);
-  const [{ saveForLibxl, terminated }, host] = await Promise.all([import('./save.js'), openHost()]);
   const stop = new AbortController();
+  world.onTerminate(() => stop.abort(new CancelledError('aborted by libxl (SIGTERM)')));
+  const [{ saveForLibxl }, host] = await Promise.all([import('./save.js'), openHost()]);
   await closing(host, async () => {
     const fd = await world.openFd(args.ioFd);
-    world.onTerminate(() => stop.abort(terminated()));
     await saveForLibxl({ args, host, toolstack, fd, channel, log, limits, signal: stop.signal });
   });
   return undefined;

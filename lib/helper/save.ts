@@ -1,5 +1,4 @@
 /** `--save-domain`: a guest as a libxc stream to the descriptor that libxl gave. */
-import { CancelledError } from '../errors.js';
 import type { Host } from '../host/host.js';
 import { JobControl } from '../job.js';
 import { runSave } from '../save/save.js';
@@ -64,9 +63,4 @@ export async function saveForLibxl(parts: SaveParts): Promise<void> {
     LogLevel.INFO,
     `Save successful: ${bytes} bytes, ${pages} pages in ${iterations.length} passes, ${(elapsed / 1000).toFixed(2)} s`,
   );
-}
-
-/** Why SIGTERM ends a save. */
-export function terminated(): CancelledError {
-  return new CancelledError('aborted by libxl (SIGTERM)');
 }

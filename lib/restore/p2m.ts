@@ -1,8 +1,7 @@
 /** The pfn to mfn table and the page types of a PV guest that is being restored, and where the guest keeps its own. */
 import type { GuestWidth } from '../abi/pv.js';
 import { fppOf } from '../abi/pv.js';
-import { MAX_BATCH, PAGE_SIZE } from '../abi/pages.js';
-import { setU32 } from '../bytes/le.js';
+import { MAX_BATCH } from '../abi/pages.js';
 import { HypercallError, StreamFormatError } from '../errors.js';
 import { type Domain, INVALID_FRAME } from '../host/host.js';
 import { StreamErrorCode } from '../stream/codes.js';
@@ -80,19 +79,36 @@ export class LocalP2m {
       if (piece === 0) continue;
       const types = this.#types[piece] as Uint8Array;
       const frames = this.#frames[piece] as Float64Array;
-      for (let k = 0; k < PIECE; k++) {
-        if (types[k] !== 0) visit(p * PIECE + k, types[k] as number, frames[k] as number);
+      // Most pages have no type: four at a time.
+      const words = new Uint32Array(types.buffer);
+      for (let w = 0; w < words.length; w++) {
+        if (words[w] === 0) continue;
+        for (let k = w * 4; k < w * 4 + 4; k++) {
+          if (types[k] !== 0) visit(p * PIECE + k, types[k] as number, frames[k] as number);
+        }
       }
     }
   }
 
-  /** Writes the entries `from`…`to`−1 as the guest's words to `page`; pfns without a frame as all ones. */
-  writeEntries(page: Uint8Array, from: number, to: number, width: GuestWidth): void {
-    for (let pfn = from, at = 0; pfn < to; pfn++, at += width) {
-      const mfn = this.mfnOf(pfn);
-      const none = mfn === INVALID_FRAME;
-      setU32(page, at, none ? 0xffff_ffff : mfn % 0x1_0000_0000);
-      if (width === 8) setU32(page, at + 4, none ? 0xffff_ffff : Math.floor(mfn / 0x1_0000_0000));
+  /**
+   * Writes the entries `from`…`to`−1 as the guest's words to `words` from index `at` on; pfns without a frame as all
+   * ones. All of them lie in one piece of the table, as the entries of a leaf do.
+   */
+  writeEntries(words: Uint32Array, at: number, from: number, to: number, width: GuestWidth): void {
+    const step = width / 4;
+    const piece = this.#pieceOf[from >>> PIECE_SHIFT] as number;
+    if (piece === 0) {
+      words.fill(0xffff_ffff, at, at + (to - from) * step);
+      return;
+    }
+    const frames = this.#frames[piece] as Float64Array;
+    const base = from - (from % PIECE);
+    for (let k = from - base, i = at; k < to - base; k++, i += step) {
+      const mfn = frames[k] as number;
+      // INVALID_FRAME is −1, whose low word is all ones.
+      words[i] = mfn;
+      if (step === 2)
+        words[i + 1] = mfn < 0x1_0000_0000 ? (mfn === INVALID_FRAME ? -1 : 0) : mfn / 0x1_0000_0000;
     }
   }
 }
@@ -163,11 +179,10 @@ export class P2mLeaves {
               const what = `p2m leaf ${first + from + i}, mfn 0x${(mfns[i] as number).toString(16)}`;
               throw new HypercallError('xenforeignmemory_map', error, `${what} could not be mapped`);
             }
-            const region = mapping.regions[mapping.regionOf[i] as number] as Uint8Array;
-            const at = mapping.offsetOf[i] as number;
-            const page = region.subarray(at, at + PAGE_SIZE);
+            const words = mapping.words[mapping.regionOf[i] as number] as Uint32Array;
+            const at = (mapping.offsetOf[i] as number) / 4;
             const start = (first + from + i) * fpp;
-            p2m.writeEntries(page, start, Math.min(start + fpp, p2m.maxPfn + 1), width);
+            p2m.writeEntries(words, at, start, Math.min(start + fpp, p2m.maxPfn + 1), width);
           }
         } finally {
           mapping.release();

@@ -9,13 +9,16 @@ import { MAX_BATCH, PAGE_SIZE, pageTypeHasData } from '../abi/pages.js';
 import { PTES } from '../abi/pv.js';
 import { HypercallError, StreamFormatError } from '../errors.js';
 import type { Domain, PageMapping } from '../host/host.js';
-import { copyIn } from '../host/pages.js';
+import { copyIn, runLength } from '../host/pages.js';
 import { StreamErrorCode } from '../stream/codes.js';
 import type { PageBytesEvent, PageDataEvent } from '../stream/events.js';
 import { RECORD_HEADER_SIZE } from '../stream/framing.js';
 import { PAGE_DATA_ENTRY_SIZE, PAGE_DATA_HEAD_SIZE } from '../stream/libxc/constants.js';
 import type { PopulatorPort, RestoreOps } from './ops.js';
 import { comparePages, VerifyScratch } from './verify.js';
+
+/** Bytes below which reading straight into the guest is not worth a call of its own. */
+const MIN_PLACE = 16 * PAGE_SIZE;
 
 /** Mismatched pfns that a result lists. */
 const LISTED_MISMATCHES = 16;
@@ -33,6 +36,10 @@ export class PageWriter {
   #batchStart = 0;
   #batchHasTables = false;
   #ascending = true;
+  /** Bytes of the record's contents that were taken. */
+  #taken = 0;
+  /** What `place` gave out last. */
+  #place: Uint8Array | undefined;
   /** Entry of the record that each page of the batch belongs to. */
   readonly #entryOf = new Uint32Array(MAX_BATCH);
   readonly #gfns = new Float64Array(MAX_BATCH);
@@ -81,7 +88,27 @@ export class PageWriter {
     this.#nextEntry = 0;
     this.#batchStart = 0;
     this.#batchPages = 0;
+    this.#taken = 0;
     await this.#mapBatch(record);
+  }
+
+  /**
+   * Where the next bytes of contents belong, as far as that is one piece of mapped memory: who reads them there saves
+   * the copy, and then gives this very view to `bytes`. `left` is how much of the record is left, as the reader says.
+   */
+  place(left: number): Uint8Array | undefined {
+    const record = this.#record;
+    const mapping = this.#mapping;
+    if (record === undefined || mapping === undefined) return undefined;
+    if (left !== record.dataPages * PAGE_SIZE - this.#taken) return undefined;
+    const at = this.#taken - this.#batchStart * PAGE_SIZE;
+    const page = Math.floor(at / PAGE_SIZE);
+    const size = runLength(mapping, page, this.#batchPages) * PAGE_SIZE - (at % PAGE_SIZE);
+    if (size < MIN_PLACE) return undefined;
+    const from = (mapping.offsetOf[page] as number) + (at % PAGE_SIZE);
+    const region = mapping.regions[mapping.regionOf[page] as number] as Uint8Array;
+    this.#place = region.subarray(from, from + size);
+    return this.#place;
   }
 
   /** Takes a piece of the record's contents. Returns a promise only where there is something to wait for. */
@@ -90,12 +117,13 @@ export class PageWriter {
     if (mapping === undefined) throw new TypeError('page contents without a record');
     const at = event.at - this.#batchStart * PAGE_SIZE;
     const room = this.#batchPages * PAGE_SIZE - at;
+    this.#taken = event.at + event.bytes.length;
     if (event.bytes.length < room) {
-      copyIn(mapping, at, event.bytes);
+      this.#put(mapping, at, event.bytes);
       return undefined;
     }
     if (event.bytes.length === room && !this.#batchHasTables && this.#verify === undefined) {
-      copyIn(mapping, at, event.bytes);
+      this.#put(mapping, at, event.bytes);
       this.#endBatch();
       if (event.last) {
         this.#record = undefined;
@@ -105,10 +133,17 @@ export class PageWriter {
     return this.#finishBatches(event);
   }
 
+  /** Copies a piece to its place, unless it was read there. */
+  #put(mapping: PageMapping, at: number, bytes: Uint8Array): void {
+    if (bytes !== this.#place) copyIn(mapping, at, bytes);
+    this.#place = undefined;
+  }
+
   /** Lets go of what is mapped. Harmless at any time. */
   release(): void {
     this.#mapping?.release();
     this.#mapping = undefined;
+    this.#place = undefined;
     this.#record = undefined;
   }
 
@@ -124,7 +159,10 @@ export class PageWriter {
       }
       const at = event.at + done - this.#batchStart * PAGE_SIZE;
       const n = Math.min(event.bytes.length - done, this.#batchPages * PAGE_SIZE - at);
-      if (n > 0) copyIn(this.#mapping as PageMapping, at, event.bytes.subarray(done, done + n));
+      if (n > 0) {
+        const piece = n === event.bytes.length ? event.bytes : event.bytes.subarray(done, done + n);
+        this.#put(this.#mapping as PageMapping, at, piece);
+      }
       done += n;
       if (at + n < this.#batchPages * PAGE_SIZE) return;
       if (this.#batchHasTables) await this.#localiseBatch(record);

@@ -102,7 +102,7 @@ export class RestoreSession {
   async #readStream(): Promise<void> {
     const reader = this.#reader;
     while (!reader.done) {
-      const bytes = this.#source.take(reader.want);
+      const bytes = this.#source.take(reader.want) ?? (await this.#readInPlace());
       if (bytes === undefined) {
         if (await this.#more()) continue;
         return;
@@ -128,6 +128,24 @@ export class RestoreSession {
         record: 'LIBXC_CONTEXT',
       });
     }
+  }
+
+  /**
+   * Lets the source read page contents straight to where they belong, if it can and if they do not wait for a
+   * checkpoint to be complete. Undefined if not, or at the end of the stream.
+   */
+  async #readInPlace(): Promise<Uint8Array | undefined> {
+    if (this.#source.readInto === undefined || this.#checkpoints !== undefined) return undefined;
+    const place = this.#build?.pages.place(this.#reader.want);
+    if (place === undefined) return undefined;
+    const reading = this.#source.readInto(place, this.#control.signal);
+    if (reading === undefined) return undefined;
+    this.#note();
+    this.#slice = now();
+    const n = await reading;
+    this.#control.throwIfCancelled();
+    if (n === place.length) return place;
+    return n === 0 ? undefined : place.subarray(0, n);
   }
 
   /** Waits for bytes. False if there will be none and the guest goes on from its last checkpoint. */

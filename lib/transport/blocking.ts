@@ -81,6 +81,11 @@ export class BlockingSource implements ByteSource {
     return waiting;
   }
 
+  readInto(into: Uint8Array, signal?: AbortSignal): Promise<number> | undefined {
+    const empty = this.#from === this.#to && this.#arrived === 0 && !this.#reading && !this.#waiter.waiting;
+    return empty && !this.#over && !this.#closed ? this.#fill(into, signal) : undefined;
+  }
+
   /** Ends the thread. A read that blocks is interrupted; bytes that it had taken are lost. */
   async close(): Promise<void> {
     if (this.#closed) return;
@@ -97,6 +102,29 @@ export class BlockingSource implements ByteSource {
 
   get #over(): boolean {
     return this.#ended || this.#failure !== undefined;
+  }
+
+  async #fill(into: Uint8Array, signal: AbortSignal | undefined): Promise<number> {
+    const stopped = (): boolean => signal?.aborted ?? false;
+    if (stopped()) throw cancellation(signal?.reason, this.#doing);
+    const onAbort = (): void => this.#fd.interrupt(false);
+    signal?.addEventListener('abort', onAbort);
+    this.#reading = true;
+    try {
+      const n = await this.#fd.read(into);
+      this.#position += n;
+      this.#ended = n < into.length;
+      return n;
+    } catch (error) {
+      const failure = stopped()
+        ? cancellation(signal?.reason, this.#doing)
+        : transportFailure(error, this.#doing);
+      this.#failure = failure;
+      throw failure;
+    } finally {
+      this.#reading = false;
+      signal?.removeEventListener('abort', onAbort);
+    }
   }
 
   /** Reads up to `want` bytes into `#other`; what is more than fits is read later. */

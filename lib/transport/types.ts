@@ -14,6 +14,12 @@ export interface ByteSource {
    */
   wait(want: number, signal?: AbortSignal): Promise<boolean>;
   /**
+   * Reads straight into memory of the caller, where that saves a copy, when `take` has nothing: resolves to the bytes
+   * read, fewer than `into` holds at the end of the stream. Undefined if it cannot be done now; then `wait`. Rejects as
+   * `wait` does, but not before nothing is written to `into` any more. All of `into` must be bytes that the caller can use.
+   */
+  readInto?(into: Uint8Array, signal?: AbortSignal): Promise<number> | undefined;
+  /**
    * Passes over up to `max` bytes without giving them out, where that is cheaper. Returns how many, 0 if none; what is
    * left is to be taken. Sources of files have it. Views given before are no longer valid. With `touch` the bytes are read
    * all the same, in the background and for nothing but to know that they can be: see `touched`.

@@ -320,6 +320,41 @@ describe('source and sink over descriptors', () => {
     await sink.end();
   });
 
+  it('read straight into memory of the caller, where nothing is at hand', async () => {
+    const { source, sink, write, to } = both();
+    const data = bytes(300_000);
+    const writing = sink.write([data]);
+    expect(await source.wait(100_000)).toBe(true);
+    // A piece is at hand: it comes first.
+    expect(source.readInto(new Uint8Array(10))).toBeUndefined();
+    expect(Buffer.compare(source.take(100_000)!, data.subarray(0, 100_000))).toBe(0);
+    const into = new Uint8Array(new SharedArrayBuffer(200_000));
+    expect(await source.readInto(into)).toBe(200_000);
+    expect(Buffer.compare(into, data.subarray(100_000))).toBe(0);
+    expect(source.position).toBe(300_000);
+    await writing;
+    await sink.write([Buffer.from('abc')]);
+    to.close();
+    fs.closeSync(write);
+    expect(await source.readInto(into)).toBe(3);
+    expect(source.readInto(into)).toBeUndefined();
+    expect(await source.wait(1)).toBe(false);
+  });
+
+  it('stop reading into memory only when nothing more is written there', async () => {
+    const { source, write } = both();
+    const stop = new AbortController();
+    const into = new Uint8Array(100_000);
+    const reading = source.readInto(into, stop.signal);
+    await soon();
+    stop.abort(new Error('enough'));
+    await expect(reading).rejects.toMatchObject({ code: 'ERR_XEN_CANCELLED' });
+    fs.writeSync(write, bytes(1000));
+    await soon();
+    expect(into.every((byte) => byte === 0)).toBe(true);
+    await expect(source.wait(1)).rejects.toMatchObject({ code: 'ERR_XEN_CANCELLED' });
+  });
+
   it('tell the end and the failure', async () => {
     const { source, sink, write, to } = both();
     await sink.write([Buffer.from('abc')]);

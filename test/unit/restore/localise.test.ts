@@ -133,13 +133,26 @@ describe('LocalP2m', () => {
   it('writes entries of both widths', () => {
     const p2m = p2mOf({ 1: 0x12_3456_789a, 2: 5 }, 3);
     const page = new Uint8Array(64);
-    p2m.writeEntries(page, 0, 4, 8);
+    const words = new Uint32Array(page.buffer);
+    p2m.writeEntries(words, 0, 0, 4, 8);
     expect(Buffer.from(page).toString('hex')).toBe(
       'ffffffffffffffff' + '9a78563412000000' + '0500000000000000' + 'ffffffffffffffff' + '00'.repeat(32),
     );
     page.fill(0);
-    p2m.writeEntries(page, 2, 4, 4);
-    expect(Buffer.from(page).toString('hex')).toBe('05000000' + 'ffffffff' + '00'.repeat(56));
+    p2m.writeEntries(words, 1, 2, 4, 4);
+    expect(Buffer.from(page).toString('hex')).toBe('00000000' + '05000000' + 'ffffffff' + '00'.repeat(52));
+  });
+
+  it('writes all ones where no pfn of a piece has a frame', () => {
+    const p2m = p2mOf({ 1: 7 }, 9000);
+    for (const width of [4, 8] as const) {
+      const words = new Uint32Array(16);
+      p2m.writeEntries(words, 2, 8192, 8195, width);
+      const count = (3 * width) / 4;
+      expect([...words]).toEqual(
+        Array.from({ length: 16 }, (_, i) => (i >= 2 && i < 2 + count ? 0xffff_ffff : 0)),
+      );
+    }
   });
 
   it('for the largest guest there can be takes memory for what it has', () => {
