@@ -16,7 +16,7 @@ import { parseArgs } from 'node:util';
 import { ask, hasProgram, heading, quietly, root, say, StepFailed } from '../../scripts/steps.js';
 import { addon, checkNode, library, main, npmPackages, systemPackages } from '../../scripts/setup.js';
 import { images } from './image/images.js';
-import { consoleOf, execute, folderOf, ready, start, stop } from './machine/machine.js';
+import { consoleOf, execute, folderOf, ready, running, start, stop } from './machine/machine.js';
 
 /** @typedef {import('./image/images.js').Hypervisor} Hypervisor */
 /** @typedef {{ name: string, hypervisor: string, ok: boolean, seconds: number, errors: string[], measured: Record<string, number> }} Result */
@@ -77,18 +77,20 @@ class Run {
    * @param {Hypervisor} hypervisor
    */
   async boot(hypervisor) {
+    if (this.signal.aborted) return;
     const name = `test-${process.pid}-${++this.machines}-${hypervisor}`;
     const label = `${hypervisor} ${this.machines}`;
     const began = Date.now();
     try {
       await start(name, await images(hypervisor), { share: this.share });
-      await ready(name);
+      await ready(name, { signal: this.signal });
       say(`   ${label}: dom0 is up after ${seconds(began)} s`);
       const code = await this.scenarios(name, label, hypervisor);
       if (code !== 0) this.failures.push(`${label}: scenarios ended with exit code ${code}`);
       if (!(await stop(name, 30))) this.failures.push(`${label}: the machine did not power off by itself`);
     } catch (error) {
-      this.failures.push(`${label}: ${error instanceof Error ? error.message : String(error)}`);
+      const reason = this.signal.aborted ? `ended before it was done: ${String(this.signal.reason)}` : '';
+      this.failures.push(`${label}: ${reason || (error instanceof Error ? error.message : String(error))}`);
     } finally {
       await stop(name);
     }
@@ -204,8 +206,16 @@ await main(async () => {
   await contract();
   const wanted = (/** @type {Hypervisor} */ name) => name === (values.hypervisor ?? name);
   const began = Date.now();
-  const signal = AbortSignal.timeout((bench ? 10 : 1) * minutes * 60_000);
+  // The machines would outlive this process.
+  const ended = new AbortController();
+  for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.once(name, () => ended.abort(new Error(name)));
+  const signal = AbortSignal.any([AbortSignal.timeout((bench ? 10 : 1) * minutes * 60_000), ended.signal]);
   const run = new Run({ only: values.only, folder: values.folder, signal });
+  // Machines of a run that was killed before it could end them.
+  for (const name of running()) {
+    const owner = name.match(/^test-(\d+)-/)?.[1];
+    if (owner !== undefined && !fs.existsSync(`/proc/${owner}`)) await stop(name);
+  }
   // Those that all machines need, before two of them ask at once.
   await images(wanted('stock') ? 'stock' : 'shadow');
   const room = !bench && os.cpus().length > 1 && os.freemem() / 2 ** 20 > 2 * machineMemory;

@@ -121,7 +121,7 @@ export async function run(command, { cwd, env, input, output } = {}) {
   const fd = output === undefined ? undefined : fs.openSync(output, 'w');
   const child = spawn(program, args, {
     cwd,
-    env: { ...process.env, ...env },
+    env: { ...process.env, PATH: `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin`, ...env },
     stdio: ['pipe', fd ?? 'pipe', 'pipe'],
   });
   if (fd !== undefined) fs.closeSync(fd);

@@ -157,17 +157,23 @@ export function running() {
  * Waits until dom0 takes commands.
  *
  * @param {string} name
- * @param {number} [seconds] limit
+ * @param {{ seconds?: number, signal?: AbortSignal }} [options] limit of time
  * @throws Error with the end of the console's log, if the machine dies or takes longer
  */
-export async function ready(name, seconds = 180) {
-  const limit = AbortSignal.timeout(seconds * 1000);
+export async function ready(name, { seconds = 180, signal } = {}) {
+  const timeout = AbortSignal.timeout(seconds * 1000);
+  const limit = signal === undefined ? timeout : AbortSignal.any([timeout, signal]);
   while (!fs.existsSync(path.join(folderOf(name), 'agent.0'))) {
     if (pidOf(name) === undefined || limit.aborted) throw died(name);
     await sleep(50);
   }
-  const code = await execute(name, 'true', { signal: limit });
-  if (code !== 0) throw died(name);
+  try {
+    const code = await execute(name, 'true', { signal: limit });
+    if (code === 0) return;
+  } catch (error) {
+    throw died(name, error);
+  }
+  throw died(name);
 }
 
 /**
