@@ -40,7 +40,9 @@ export interface BackendWiring {
 export interface Toolstack {
   /**
    * Asks the guest to suspend and resolves when it is shut down with reason "suspend" and its device model, if it has
-   * one, is stopped with its state saved. Rejects with TimeoutError or GuestError; the guest then still runs.
+   * one, is stopped with its state saved. Rejects with TimeoutError or GuestError; the guest then still runs. When the
+   * signal is aborted, it settles once the guest cannot be found suspended any more because of this call, as far as
+   * that can be waited for.
    */
   suspend(domid: number, options: SuspendOptions): Promise<void>;
 
@@ -53,19 +55,22 @@ export interface Toolstack {
   /** State of the stopped device model, for HVM guests; undefined for PV and PVH. */
   deviceModelState(domid: number): Promise<DeviceModelState | undefined>;
 
-  /** Hands the device model of a domain being restored its state. */
+  /** Hands the device model of a domain being restored its state. Rejects with UsageError if there can be none. */
   loadDeviceModelState(domid: number, state: DeviceModelState): Promise<void>;
 
   /** The domain's configuration: libxl_domain_config as JSON text, as the xl header carries it, without NUL. */
   domainConfig(domid: number): Promise<string>;
 
-  /** Builds an empty, paused domain from such a configuration. Resolves to its domid. Rejects with UsageError if it cannot be read. */
+  /**
+   * Builds an empty, paused domain from such a configuration. Resolves to its domid. Rejects with UsageError if it cannot be
+   * read, or asks for what this toolstack cannot build; nothing is left then.
+   */
   createDomain(config: string, options?: { readonly signal?: AbortSignal | undefined }): Promise<number>;
 
   /** Event channels and back-end domids that the toolstack set up for a domain being restored. */
   backendWiring(domid: number): Promise<BackendWiring>;
 
-  /** Called once all static data of the stream is known and applied; makes up what was missing. */
+  /** Called once all static data of the stream is known and applied; makes up what was missing, or rejects. */
   staticDataDone(domid: number, missing: MissingStaticData): Promise<void>;
 
   /** Called when memory and state are in place, with the frames of the xenstore and console rings. */

@@ -129,7 +129,7 @@ async function removeBackends(store: XenstoreClient, domid: number): Promise<voi
       if (path === undefined || match?.[1] !== String(domid)) continue;
       await store.transaction(async (tx) => {
         await tx.remove(path);
-        for (let up = parent(path); up.includes('/backend/'); up = parent(up)) {
+        for (let up = parent(path); up.includes('/backend'); up = parent(up)) {
           if ((await tx.list(up)).length > 0) break;
           await tx.remove(up);
         }

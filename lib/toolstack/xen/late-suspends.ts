@@ -1,22 +1,31 @@
 /**
  * Guests that were asked to suspend, did not in time, and may yet: one that does is resumed, since nobody waits for it
  * any more.
+ *
+ * Not for ever, and not once somebody else asks: a guest that another toolstack has suspended must not be resumed under it.
  */
 import { debug } from '../../debug.js';
 import type { XenstoreWatch } from '../xenstore/index.js';
 import { every } from './clock.js';
 import { findDomain } from './hypercalls.js';
 import { isSuspended, type Parts } from './parts.js';
+import { xsPath } from './paths.js';
 
 /** A look without an event, see suspend.ts. */
 const POLL_MS = 1000;
+/** As long as libxl gives a guest that has acknowledged. */
+export const LOOK_AFTER_MS = 60_000;
+
+/** One guest that is looked after. */
+interface Ward {
+  readonly watches: Promise<readonly XenstoreWatch[]>;
+  readonly stopTimers: () => void;
+}
 
 export class LateSuspends {
   readonly #parts: Parts;
   readonly #resume: (domid: number) => Promise<void>;
-  readonly #domids = new Set<number>();
-  #watch: Promise<XenstoreWatch> | undefined;
-  #stopPoll: (() => void) | undefined;
+  readonly #wards = new Map<number, Ward>();
   /** One look after the other. */
   #looking: Promise<void> = Promise.resolve();
 
@@ -27,56 +36,67 @@ export class LateSuspends {
 
   /** From here on the guest is looked after. */
   add(domid: number): void {
-    this.#domids.add(domid);
-    this.#stopPoll ??= every(this.#parts.clock, POLL_MS, this.#look);
-    this.#watch ??= this.#parts
-      .store()
-      .then((store) => store.watch('@releaseDomain', { onChange: this.#look }));
+    const { clock } = this.#parts;
+    const look = (): void => this.#look(domid);
+    const stopPoll = every(clock, POLL_MS, look);
+    const stopTime = clock.after(LOOK_AFTER_MS, () => void this.drop(domid));
+    const watches = this.#watch(domid, look);
     // Without xenstored there is still the clock.
-    this.#watch.catch((error: unknown) => debug('late suspends: no watch: %O', error));
+    watches.catch((error: unknown) => debug('late suspends: domain %d: no watch: %O', domid, error));
+    const stopTimers = (): void => {
+      stopPoll();
+      stopTime();
+    };
+    this.#wards.set(domid, { watches, stopTimers });
   }
 
   /** Somebody cares for this guest again, or it is no more. Waits for a resume under way. */
   async drop(domid: number): Promise<void> {
-    if (!this.#domids.delete(domid)) return;
+    const ward = this.#wards.get(domid);
+    if (ward === undefined) return;
+    this.#wards.delete(domid);
+    ward.stopTimers();
+    for (const watch of await ward.watches.catch(() => [])) await watch.close();
     await this.#looking;
-    if (this.#domids.size === 0) await this.#idle();
   }
 
   /** Has a last look at all of them, then ends. */
   async close(): Promise<void> {
-    if (this.#domids.size > 0) this.#look();
+    for (const domid of this.#wards.keys()) this.#look(domid);
     await this.#looking;
-    this.#domids.clear();
-    await this.#idle();
+    for (const domid of [...this.#wards.keys()]) await this.drop(domid);
   }
 
-  async #idle(): Promise<void> {
-    this.#stopPoll?.();
-    this.#stopPoll = undefined;
-    const watch = this.#watch;
-    this.#watch = undefined;
-    await (await watch?.catch(() => undefined))?.close();
+  async #watch(domid: number, look: () => void): Promise<XenstoreWatch[]> {
+    const store = await this.#parts.store();
+    const releases = await store.watch('@releaseDomain', { onChange: look });
+    // The guest has taken notice of our request, so the next change of this node is another toolstack's. One event comes
+    // when the watch is set.
+    let events = 0;
+    const onChange = (): void => {
+      events += 1;
+      if (events > 1) void this.drop(domid);
+    };
+    return [releases, await store.watch(xsPath.shutdown(domid), { onChange })];
   }
 
-  readonly #look = (): void => {
+  #look(domid: number): void {
     this.#looking = this.#looking.then(async () => {
-      for (const domid of [...this.#domids]) {
-        try {
-          await this.#lookAt(domid);
-        } catch (error) {
-          debug('late suspends: domain %d: %O', domid, error);
-        }
+      try {
+        await this.#lookAt(domid);
+      } catch (error) {
+        debug('late suspends: domain %d: %O', domid, error);
       }
     });
-  };
+  }
 
   async #lookAt(domid: number): Promise<void> {
-    const info = await findDomain(this.#parts.calls, domid);
-    if (!this.#domids.has(domid)) return;
-    if (info?.shutdown === false && !info.dying) return;
-    this.#domids.delete(domid);
-    if (info === undefined || info.dying || !isSuspended(info)) return;
+    const info = this.#wards.has(domid) ? await findDomain(this.#parts.calls, domid) : undefined;
+    if (!this.#wards.has(domid) || (info?.shutdown === false && !info.dying)) return;
+    const ours = info !== undefined && !info.dying && isSuspended(info);
+    // Not waited for: it waits for this look.
+    void this.drop(domid);
+    if (!ours) return;
     debug('late suspends: guest %d suspended after it was given up: resumed', domid);
     await this.#resume(domid);
   }

@@ -231,6 +231,47 @@ describe('through xenstore', () => {
     expect(world.xen.log).toEqual([]);
   });
 
+  it('leaves the guest to another toolstack that asks it', async () => {
+    const first = suspend(2000);
+    await until(() => world.store.store.get(SHUTDOWN) === 'suspend');
+    world.store.write(SHUTDOWN, '');
+    await errorOf(passTime(world, first));
+    await until(() => world.store.watched.includes(SHUTDOWN));
+    world.store.write(SHUTDOWN, 'suspend');
+    await until(() => world.store.watched.length === 0);
+    stop(2);
+    world.clock.advance(5000);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    expect(world.xen.log).toEqual([]);
+    expect(world.clock.waiting).toBe(0);
+  });
+
+  it('does not look after it for ever', async () => {
+    const first = suspend(2000);
+    await until(() => world.store.store.get(SHUTDOWN) === 'suspend');
+    world.store.write(SHUTDOWN, '');
+    await errorOf(passTime(world, first));
+    await until(() => world.store.watched.includes(SHUTDOWN));
+    world.clock.advance(60_000);
+    await until(() => world.store.watched.length === 0);
+    expect(world.clock.waiting).toBe(0);
+    stop(2);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    expect(world.xen.log).toEqual([]);
+  });
+
+  it('lets go of a guest that ends otherwise', async () => {
+    const first = suspend(2000);
+    await until(() => world.store.store.get(SHUTDOWN) === 'suspend');
+    world.store.write(SHUTDOWN, '');
+    await errorOf(passTime(world, first));
+    await until(() => world.store.watched.includes(SHUTDOWN));
+    stop(3);
+    await until(() => world.store.watched.length === 0);
+    expect(world.xen.log).toEqual([]);
+    expect(world.clock.waiting).toBe(0);
+  });
+
   it('has a last look when it is closed', async () => {
     const first = suspend(2000);
     await until(() => world.store.store.get(SHUTDOWN) === 'suspend');
