@@ -3,6 +3,7 @@
 Reads requests, a JSON array [function, argument...] a line, and answers each with a line: {"ok": value} or
 {"error": [errno, text]}.
 """
+import errno
 import json
 import sys
 import time
@@ -18,10 +19,14 @@ LIMIT = 90
 
 
 def info(domid):
-    for domain in xc.domain_getinfo(domid, 1):
-        if domain['domid'] == domid:
-            return domain
-    return None
+    try:
+        found = xc.domain_getinfo(domid, 1)
+    except xen.lowlevel.xc.Error as error:
+        # No domain with this number or a higher one.
+        if error.args[0] == errno.ESRCH:
+            return None
+        raise
+    return next((domain for domain in found if domain['domid'] == domid), None)
 
 
 def wait(domid, want, seconds=LIMIT):

@@ -2,7 +2,6 @@
  * SIGTERM to a helper that saves a running guest, at many moments. Whatever the moment: either it dies before it has done
  * anything, or it tidies up, says complete(-1) and exits with 0; log-dirty is off in Xen and in QEMU; the guest goes on.
  */
-import { helpers } from '../libxl/play.js';
 import { check, onStage, Reader, same } from '../libxl/stage.js';
 
 /** @typedef {import('../libxl/play.js').Outcome} Outcome */
@@ -63,7 +62,7 @@ const blocking = [
  * @typedef {object} Case
  * @property {keyof typeof moments} moment
  * @property {boolean} [live]
- * @property {keyof typeof helpers} [helper]
+ * @property {import('../libxl/play.js').HelperName} [helper]
  * @property {boolean} [masked]
  */
 

@@ -26,7 +26,7 @@ const nobody = 65534;
 function failed(t, outcome, what, { errno, text }) {
   const told = `${what}: ${JSON.stringify({ ...outcome, said: outcome.said.slice(-5) })}`;
   check(outcome.code === 0 && outcome.complete?.retval === -1 && outcome.complete.errnoval > 0, told);
-  if (errno !== undefined) same(outcome.complete.errnoval, errno, `${what}: errno`);
+  if (errno !== undefined) same(outcome.complete.errnoval, errno, `errno; ${told}`);
   check(text.test(outcome.errors.join('\n')), told);
   same(outcome.stderr, '', `${what}: stderr`);
   const switches = outcome.said
@@ -109,15 +109,22 @@ async function helperFaults(stage, live) {
   await stage.unharmed();
 
   // xl was killed: nobody reads messages and nobody answers. No rule for the exit code, there is nobody to look at it.
-  const alone = await stage.save(dropped.writable, {
-    helper,
-    live,
-    onMessage: (said, playing) => atThird(said, () => playing.hangUp()),
-  });
-  check(
-    alone.signal === null && alone.complete === undefined,
-    `libxl is gone: ${JSON.stringify(alone.signal)}`,
-  );
+  const libxlGone = async (/** @type {string} */ whose) => {
+    let seen = 0;
+    const outcome = await stage.save(dropped.writable, {
+      helper: whose,
+      live,
+      onMessage: ({ name }, playing) => {
+        if (name === 'progress' && ++seen === 3) playing.hangUp();
+      },
+    });
+    check(outcome.complete === undefined, `libxl is gone, ${whose}: ${JSON.stringify(outcome)}`);
+    return outcome;
+  };
+  // The stock helper leaves log-dirty on, which the next save has to cope with; and it is seen here that it is on.
+  await libxlGone('stock');
+  check(await oracle.logDirty(domid), 'the stock helper turns log-dirty off when libxl is gone');
+  same((await libxlGone('ours')).signal, null, 'libxl is gone: signal');
   await stage.unharmed();
   dropped.close();
   await stage.guest.goesOn();
@@ -129,12 +136,6 @@ async function helperFaults(stage, live) {
   failed(t, gone, 'destroyed in the middle', { text: /ESRCH|gone|dying|destroyed|no such/i });
   // Frames that anybody still has mapped would keep it.
   await oracle.wait(domid, 'gone', 20);
-
-  let third = 0;
-  /** @param {import('../libxl/play.js').Said} said @param {() => void} act */
-  function atThird({ name }, act) {
-    if (name === 'progress' && ++third === 3) act();
-  }
 }
 
 /**
