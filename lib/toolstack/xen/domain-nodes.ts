@@ -142,8 +142,13 @@ async function addConsole(
       await tx.setPermissions(path, permissions);
       await tx.write(`${path}/${path === front ? 'backend' : 'frontend'}`, other);
     }
+    // The one node that libxl gives to the guest.
+    await tx.write(`${front}/backend-id`, String(consoleDomid));
+    await tx.setPermissions(`${front}/backend-id`, [
+      { domid, access: 'none' },
+      { domid: consoleDomid, access: 'read' },
+    ]);
     const frontNodes: Record<string, string> = {
-      'backend-id': String(consoleDomid),
       limit: CONSOLE_LIMIT,
       type: 'xenconsoled',
       output: 'pty',

@@ -1,5 +1,5 @@
 /** Suspending a guest: asking it, waiting for it, and what is left to do when it does not, or does too late. */
-import { TimeoutError, throwIfAborted, withCleanupError, XenMigrationError } from '../../errors.js';
+import { GuestError, TimeoutError, throwIfAborted, withCleanupError } from '../../errors.js';
 import { Bell, every } from './clock.js';
 import { findDomain } from './hypercalls.js';
 import { assertAlive, isSuspended, type Parts } from './parts.js';
@@ -161,5 +161,5 @@ class Wait {
 
 /** True if the guest will never suspend any more. */
 function isEnd(error: unknown): boolean {
-  return XenMigrationError.is(error) && error.code.startsWith('ERR_XEN_GUEST_');
+  return error instanceof GuestError;
 }

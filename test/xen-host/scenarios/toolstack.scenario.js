@@ -203,7 +203,7 @@ export const scenarios = [
   {
     name: 'a guest restored without libxl has what xl restore gives it, and xl can use it',
     async run(t) {
-      const guest = await t.guest('pvh');
+      const guest = await t.guest('pv');
       const file = t.file('stream');
       await t.xl(['save', guest.name, file]);
       const none = await traces(t);
