@@ -82,6 +82,11 @@ export interface PageMapping {
   readonly offsetOf: Float64Array;
   /** 0, or the errno with which this frame could not be mapped. */
   readonly errors: Int32Array;
+  /**
+   * True if every frame was mapped and page i is at byte i · 4096 of the only region: then nobody needs to look at the
+   * arrays. Absent: not known.
+   */
+  readonly plain?: boolean;
   release(): void;
 }
 

@@ -14,6 +14,7 @@ export function pageView(mapping: PageMapping, i: number): Uint8Array {
 
 /** Pages from `i` on (at most up to `end`) that lie side by side in memory. */
 export function runLength(mapping: PageMapping, i: number, end = mapping.count): number {
+  if (mapping.plain === true) return end - i;
   const { regionOf, offsetOf } = mapping;
   const region = regionOf[i];
   let at = offsetOf[i] as number;
@@ -30,6 +31,10 @@ export function runLength(mapping: PageMapping, i: number, end = mapping.count):
  * as it was, if that would take more than a few dozen views: then `copyOut` is the cheaper way.
  */
 export function gatherRuns(mapping: PageMapping, from: number, to: number, views: Uint8Array[]): boolean {
+  if (mapping.plain === true) {
+    views.push((mapping.regions[0] as Uint8Array).subarray(from * PAGE_SIZE, to * PAGE_SIZE));
+    return true;
+  }
   const before = views.length;
   for (let i = from; i < to;) {
     if (views.length - before === MAX_RUNS) {

@@ -19,7 +19,7 @@ import { HypercallError } from '../errors.js';
 import type { PageMapping } from '../host/host.js';
 import { copyOut, gatherRuns } from '../host/pages.js';
 import { now } from '../job.js';
-import { pageDataHeadSize, writePageDataHead } from '../stream/libxc/page-data.js';
+import { pageDataHeadSize, writePageDataHead, writePageDataRun } from '../stream/libxc/page-data.js';
 import type { SaveContext } from './context.js';
 import { Lookahead, type Batch } from './lookahead.js';
 import { Normalised, type SaveOps } from './ops.js';
@@ -32,13 +32,15 @@ const SLOTS = 3;
  * Heads of records that a slot holds. Batches without any page, of which a guest with a hole below 4 GiB has hundreds,
  * go out together with the next one that has pages: a write costs more than such a batch.
  */
-const HEADS = 8;
+const HEADS = 32;
 
 /** A batch in more pieces than this is cheaper to copy together than to write piece by piece. */
 const MAX_VIEWS = 64;
 
 /** Longest time, ms, for which batches follow each other without letting timers and sockets have their turn. */
 const MAX_TURN_MS = 10;
+/** Batches after which that time is looked at: those without pages take microseconds. */
+const TURN_BATCHES = 16;
 
 const PAGE_WORDS = PAGE_SIZE / 4;
 
@@ -101,6 +103,8 @@ export class PageSender {
   #current = 0;
   #failure: { readonly reason: unknown } | undefined;
   #turnBegan = now();
+  /** Batches since it was last looked at. */
+  #turnBatches = 0;
 
   constructor(context: SaveContext) {
     this.#context = context;
@@ -114,7 +118,7 @@ export class PageSender {
    * saved. `expected` is about how many there are, for the reports.
    */
   async sendDirty(expected: number, { throttled }: { throttled: boolean }): Promise<Pass> {
-    const { control, out } = this.#context;
+    const { control, out, steering } = this.#context;
     const began = now();
     const bytesBefore = out.bytes;
     const dataPagesBefore = this.dataPages;
@@ -122,12 +126,15 @@ export class PageSender {
     let idleMs = 0;
     await this.#lookahead.begin();
     for (;;) {
-      if (throttled) idleMs += await this.#throttle();
-      const slot = await this.#openSlot();
-      const batch = await this.#lookahead.next();
+      if (throttled && this.#bucket.delay(steering.limits.maxBytesPerSecond) > 0)
+        idleMs += await this.#throttle();
+      // A thousand batches without pages are made in one go: nothing has to be waited for.
+      const slot = this.#freeSlot() ?? (await this.#openSlot());
+      const batch = this.#lookahead.take() ?? (await this.#lookahead.next());
       control.throwIfCancelled();
       if (batch === undefined) break;
-      await this.#sendBatch(slot, batch);
+      if (batch.uniform === PageType.XTAB) this.#addBlank(slot, batch);
+      else await this.#sendBatch(slot, batch);
       entries += batch.count;
       control.note({
         transferred: out.bytes,
@@ -165,10 +172,18 @@ export class PageSender {
     if (this.#failure !== undefined) throw this.#failure.reason;
   }
 
+  /** The slot to prepare the next batch in, if it is free, nothing has failed and it is nobody else's turn. */
+  #freeSlot(): Slot | undefined {
+    const slot = this.#slots[this.#current] as Slot;
+    if (slot.busy !== undefined || this.#failure !== undefined) return undefined;
+    return ++this.#turnBatches < TURN_BATCHES ? slot : undefined;
+  }
+
   /** The slot to prepare the next batch in: the one that is not yet full, or the next one, once it is free. */
   async #openSlot(): Promise<Slot> {
     const slot = this.#slots[this.#current] as Slot;
     await slot.busy;
+    this.#turnBatches = 0;
     // A host and a sink that answer at once would keep everybody else from running, cancel() included.
     if (now() - this.#turnBegan >= MAX_TURN_MS) {
       await new Promise((resolve) => setImmediate(resolve));
@@ -178,31 +193,40 @@ export class PageSender {
     return slot;
   }
 
-  /** Keeps to the bandwidth limit. Returns for how many ms nothing went. */
+  /** Waits for the bandwidth limit. Returns for how many ms nothing went. */
   async #throttle(): Promise<number> {
     const { steering, control } = this.#context;
-    const rate = (): number => steering.limits.maxBytesPerSecond;
-    if (this.#bucket.delay(rate()) === 0) return 0;
     // First what is under way: its time is the line's, not the limit's, and tells how fast the line is.
     await this.#drain();
     const began = now();
-    await waitForTokens(this.#bucket, rate, control.signal);
+    await waitForTokens(this.#bucket, () => steering.limits.maxBytesPerSecond, control.signal);
     control.throwIfCancelled();
     return now() - began;
+  }
+
+  /** Adds a batch without pages to those that wait, and starts to write them if no other one has room behind it. */
+  #addBlank(slot: Slot, batch: Batch): void {
+    this.entriesByType[PageType.XTAB] = (this.entriesByType[PageType.XTAB] as number) + batch.count;
+    this.#addHead(slot, batch, true);
+    if (isFull(slot)) this.#write(slot, [slot.heads], undefined);
   }
 
   /** Prepares a batch, and starts to write it if it has pages or no other one has room behind it. */
   async #sendBatch(slot: Slot, batch: Batch): Promise<void> {
     const { control, domain } = this.#context;
-    const dataCount = this.#pickData(slot, batch);
+    const whole = batch.uniform === PageType.NOTAB;
+    const dataCount = whole ? this.#takeAll(batch) : this.#pickData(slot, batch);
     const views: Uint8Array[] = [slot.heads];
     let mapping: PageMapping | undefined;
+    let asTold = whole;
     if (dataCount > 0) {
-      mapping = await domain.mapFrames(first(slot.dataGfns, dataCount), 'read');
+      mapping = await domain.mapFrames(whole ? batch.gfns : first(slot.dataGfns, dataCount), 'read');
+      asTold = whole && mapping.plain === true;
       let inPlace = false;
       try {
         control.throwIfCancelled();
-        const plain = this.#judgePages(slot, batch, mapping, dataCount);
+        if (whole && !asTold) pickAll(slot, batch);
+        const plain = asTold || this.#judgePages(slot, batch, mapping, dataCount);
         inPlace = plain
           ? gatherRuns(mapping, 0, dataCount, views)
           : gatherPieces(slot, mapping, dataCount, views);
@@ -213,11 +237,20 @@ export class PageSender {
       }
       if (!inPlace) mapping = undefined;
     }
+    this.#addHead(slot, batch, asTold);
+    if (dataCount > 0 || isFull(slot)) this.#write(slot, views, mapping);
+  }
+
+  /** Writes what stands before the pages of a batch. `uniform`: its types are still all the same. */
+  #addHead(slot: Slot, { pfns, types, count, uniform }: Batch, isUniform: boolean): void {
     const head = slot.heads.subarray(slot.filled);
-    slot.filled += writePageDataHead(head, batch.pfns, batch.types, batch.count);
-    if (dataCount > 0 || slot.filled + pageDataHeadSize(MAX_BATCH) > slot.heads.length) {
-      this.#write(slot, views, mapping);
-    }
+    const from = pfns[0] as number;
+    // Ascending, so these are all pfns in between.
+    const inRow = (pfns[count - 1] as number) - from === count - 1;
+    slot.filled +=
+      isUniform && inRow
+        ? writePageDataRun(head, from, uniform, count)
+        : writePageDataHead(head, pfns, types, count);
   }
 
   /** Starts to write what the open slot holds, if anything. */
@@ -234,8 +267,12 @@ export class PageSender {
     this.#bucket.spend(size);
     slot.filled = 0;
     slot.busy = this.#context.out.write(views).then(
-      () => mapping?.release(),
+      () => {
+        slot.busy = undefined;
+        mapping?.release();
+      },
       (reason: unknown) => {
+        slot.busy = undefined;
         this.#failure ??= { reason };
         mapping?.release();
       },
@@ -266,6 +303,13 @@ export class PageSender {
     }
     this.dataPages += n;
     return n;
+  }
+
+  /** The same for a batch of plain pages alone. What `pickData` collects is not collected. */
+  #takeAll({ count }: Batch): number {
+    this.entriesByType[PageType.NOTAB] = (this.entriesByType[PageType.NOTAB] as number) + count;
+    this.dataPages += count;
+    return count;
   }
 
   /**
@@ -316,6 +360,17 @@ export class PageSender {
     const what = `${errnoName(errno)}: mapping of pfn ${hex(pfns[entry])} (gfn ${hex(slot.dataGfns[j])}, ${type}) failed`;
     throw new HypercallError('xenforeignmemory_map', errno, what);
   }
+}
+
+/** Collects all entries of a batch as those with data. */
+function pickAll(slot: Slot, { gfns, count }: Batch): void {
+  slot.dataGfns.set(gfns);
+  for (let k = 0; k < count; k++) slot.entryOf[k] = k;
+}
+
+/** No further record has room in the slot. */
+function isFull(slot: Slot): boolean {
+  return slot.filled + pageDataHeadSize(MAX_BATCH) > slot.heads.length;
 }
 
 /**

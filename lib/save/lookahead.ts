@@ -5,7 +5,7 @@
  * would take longer than everything else, so the types of many batches are asked for in one call, and those of the next
  * ones while these are being sent.
  */
-import { MAX_BATCH } from '../abi/pages.js';
+import { MAX_BATCH, PageType } from '../abi/pages.js';
 import type { SaveContext } from './context.js';
 
 /** Batches whose types are asked for at once. */
@@ -21,6 +21,7 @@ class Window {
   taken = 0;
   /** Settles with the types; a rejection is not lost if nobody waits yet. */
   ready: Promise<void> = Promise.resolve();
+  known = false;
 }
 
 /** One batch: views of arrays that stay as they are until the next batch is asked for. */
@@ -29,6 +30,23 @@ export interface Batch {
   readonly gfns: Float64Array;
   readonly types: Uint8Array;
   readonly count: number;
+  /** The type of all of them, if it is NOTAB or XTAB; else −1. */
+  readonly uniform: number;
+}
+
+/** Whole batches of the two types that nearly all pages have, to compare with: as fast as memory can be read. */
+const SAMPLES = [PageType.NOTAB, PageType.XTAB].map((type) => ({
+  type,
+  batch: new Uint8Array(MAX_BATCH).fill(type),
+}));
+
+function uniformType(types: Uint8Array): number {
+  for (const { type, batch } of SAMPLES) {
+    if (types[0] !== type) continue;
+    const sample = types.length === MAX_BATCH ? batch : batch.subarray(0, types.length);
+    return Buffer.compare(types, sample) === 0 ? type : -1;
+  }
+  return -1;
 }
 
 export class Lookahead {
@@ -60,17 +78,27 @@ export class Lookahead {
     }
     const window = this.#current;
     if (window.taken === window.count) return undefined;
-    if (window.taken === 0) await window.ready;
+    await window.ready;
+    window.known = true;
     // The other one is asked for when this one is known, so that its answer is not older than it must be.
     if (this.#next.count === 0 && this.#from < this.#context.p2mSize) this.#fill(this.#next);
+    return this.take();
+  }
+
+  /** The same where there is nothing to wait for; undefined if there is, or if none is left. */
+  take(): Batch | undefined {
+    const window = this.#current;
+    if (!window.known || window.taken === window.count) return undefined;
     const from = window.taken;
     const to = Math.min(window.count, from + MAX_BATCH);
     window.taken = to;
+    const types = window.types.subarray(from, to);
     return {
       pfns: window.pfns.subarray(from, to),
       gfns: window.gfns.subarray(from, to),
-      types: window.types.subarray(from, to),
+      types,
       count: to - from,
+      uniform: uniformType(types),
     };
   }
 
@@ -90,6 +118,7 @@ export class Lookahead {
     while (count > 0 && (pfns[count - 1] as number) >= p2mSize) count--;
     window.count = count;
     window.taken = 0;
+    window.known = false;
     if (count === 0) return;
     ops.pfnsToGfns(pfns, count, window.gfns);
     const ready = domain.pageTypes(window.gfns.subarray(0, count), window.types.subarray(0, count));

@@ -9,6 +9,9 @@ import type { NativePageMap } from './native.js';
 const REGION_OF = new Uint16Array(MAX_BATCH);
 const OFFSET_OF = Float64Array.from({ length: MAX_BATCH }, (_, i) => i * PAGE_SIZE);
 
+/** Errors of a batch that was mapped whole. */
+const NO_ERRORS = new Uint8Array(MAX_BATCH * 4);
+
 const NO_BYTES: readonly Uint8Array[] = [];
 const NO_WORDS: readonly Uint32Array[] = [];
 
@@ -40,6 +43,7 @@ export class StuckMaps {
 export class XenMapping implements PageMapping {
   readonly count: number;
   readonly errors: Int32Array;
+  readonly plain: boolean;
   readonly regionOf = REGION_OF;
   readonly offsetOf = OFFSET_OF;
   regions: readonly Uint8Array[];
@@ -52,6 +56,9 @@ export class XenMapping implements PageMapping {
     const leased = new LeasedMap(map);
     this.count = errors.length;
     this.errors = errors;
+    const bytes = new Uint8Array(errors.buffer, errors.byteOffset, errors.byteLength);
+    // Compared by the C library: a loop would take longer than the rest of this.
+    this.plain = Buffer.compare(bytes, NO_ERRORS.subarray(0, bytes.length)) === 0;
     this.regions = [leased.bytes];
     this.words = [leased.words];
     this.#map = leased;

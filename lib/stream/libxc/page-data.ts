@@ -176,6 +176,35 @@ export function writePageDataHead(
   return size;
 }
 
+/**
+ * The same for `count` pfns in a row from `first` on that all have one type. Most batches are like that, and it takes a
+ * quarter of the time.
+ */
+export function writePageDataRun(into: Uint8Array, first: number, type: number, count: number): number {
+  const size = pageDataHeadSize(count);
+  const length = pageDataLength(count, pageTypeHasData(type) ? count : 0);
+  const last = first + count - 1;
+  if (!(count >= 1 && first >= 0 && Number.isInteger(first) && last < TWO_32 && type >= 0 && type <= 0xf)) {
+    throw new UsageError(`PAGE_DATA of ${count} entries from pfn ${first} on, type ${type}`);
+  }
+  if (into.length < size || length > REC_LENGTH_MAX) {
+    throw new UsageError(`PAGE_DATA of ${count} entries: too long, or no room for ${size} bytes`);
+  }
+  const words = wordsOf(into, size);
+  words[0] = LibxcRecord.PAGE_DATA;
+  words[1] = length;
+  words[2] = count;
+  words[3] = 0;
+  const high = type << 28;
+  let word = (RECORD_HEADER_SIZE + PAGE_DATA_HEAD_SIZE) / 4;
+  for (let pfn = first; pfn <= last; pfn++, word += 2) {
+    words[word] = pfn;
+    words[word + 1] = high;
+  }
+  if (words.buffer !== into.buffer) words.forEach((value, i) => setU32(into, i * 4, value));
+  return size;
+}
+
 /** Bits 51–32 of a pfn, -1 if it is none. Its low word is `pfn >>> 0`. */
 function highWord(pfn: number): number {
   return Number.isInteger(pfn) && pfn <= PAGE_DATA_PFN_MAX ? Math.floor(pfn / TWO_32) : -1;

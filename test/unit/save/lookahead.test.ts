@@ -1,7 +1,7 @@
 /** Page types are asked for ahead of the batches that need them: how many, how often, and what if that fails. */
 import { describe, expect, it } from 'vitest';
 import { Errno } from '../../../lib/abi/errno.js';
-import { PageType } from '../../../lib/abi/pages.js';
+import { PAGE_SIZE, PageType } from '../../../lib/abi/pages.js';
 import { CancelledError, HypercallError } from '../../../lib/errors.js';
 import { FakeWorld } from './fake.js';
 import { runToEnd, start } from './run.js';
@@ -69,6 +69,62 @@ describe('page types', () => {
     expect(calls.indexOf('pageTypes', calls.indexOf('pageTypes') + 1)).toBeLessThan(
       calls.indexOf('mapFrames', calls.indexOf('mapFrames') + 1),
     );
+  });
+});
+
+describe('batches of one kind', () => {
+  /** Gives mappings that need no look at their arrays, as the real host does. */
+  function mapPlainly(world: FakeWorld): void {
+    const { memory } = world;
+    world.domain.mapFrames = async (gfns) => {
+      world.calls.push('mapFrames');
+      const bytes = new Uint8Array(gfns.length * PAGE_SIZE);
+      gfns.forEach((gfn, i) =>
+        bytes.set(memory.subarray(gfn * PAGE_SIZE, (gfn + 1) * PAGE_SIZE), i * PAGE_SIZE),
+      );
+      return {
+        count: gfns.length,
+        regions: [bytes],
+        words: [new Uint32Array(bytes.buffer)],
+        regionOf: new Uint16Array(gfns.length),
+        offsetOf: Float64Array.from({ length: gfns.length }, (_, i) => i * PAGE_SIZE),
+        errors: new Int32Array(gfns.length),
+        plain: true,
+        release: () => undefined,
+      };
+    };
+  }
+
+  it('are written as all others are', async () => {
+    const make = (): FakeWorld => {
+      // Blank and whole batches, in a row and not, and mixed ones.
+      const world = hollow(12_000, 3000, 9000);
+      world.types[5] = PageType.BROKEN;
+      world.dirty = [Array.from({ length: 5500 }, (_, i) => 2 * i)];
+      return world;
+    };
+    const [usual, plain] = [make(), make()];
+    mapPlainly(plain);
+    const [one, other] = [await runToEnd(usual), await runToEnd(plain)];
+    expect(Buffer.compare(one.sink.bytes, other.sink.bytes)).toBe(0);
+    expect(other.result.entriesByType).toEqual(one.result.entriesByType);
+    expect(other.result.pages).toBe(one.result.pages);
+    expect(plain.calls.filter((call) => call === 'mapFrames')).toEqual(
+      usual.calls.filter((call) => call === 'mapFrames'),
+    );
+  });
+
+  it('of which a page cannot be mapped lose that page alone', async () => {
+    const world = hollow(2048, 0, 0);
+    world.unmappable.add(1500);
+    world.dirty = [[]];
+    world.before = (call) => {
+      if (call.startsWith('logDirty clean final')) world.unmappable.clear();
+    };
+    const { pages } = await runToEnd(world);
+    expect(pages.map(({ pfns }) => pfns.length)).toEqual([1024, 1024, 1]);
+    expect(pages[1]!.types.flatMap((type, i) => (type === PageType.XTAB ? [i] : []))).toEqual([1500 - 1024]);
+    expect(pages[2]).toMatchObject({ pfns: [1500], types: [PageType.NOTAB] });
   });
 });
 

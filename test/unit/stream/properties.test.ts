@@ -4,6 +4,7 @@ import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { StreamFormatError } from '../../../lib/errors.js';
 import * as S from '../../../lib/stream/index.js';
+import { writePageDataRun } from '../../../lib/stream/libxc/page-data.js';
 import { encodeWith, headerCodecs, libxcCodecs, libxlCodecs, type Codec } from './codecs.js';
 import { concat, feedAll, jsonForm, pageData, PAGE, sampleStreams, toHex } from './helpers.js';
 
@@ -224,9 +225,41 @@ describe('encoders and decoders', () => {
       () => S.writePageDataHead(new Uint8Array(100), [NaN], [0], 1),
       () => S.writePageDataHead(new Uint8Array(100), [Infinity], [0], 1),
       () => S.writePageDataHead(new Uint8Array(100), [1], [16], 1),
+      () => writePageDataRun(new Uint8Array(100), 1, 16, 1),
+      () => writePageDataRun(new Uint8Array(100), 1, 0, 0),
+      () => writePageDataRun(new Uint8Array(100), -1, 0, 1),
+      () => writePageDataRun(new Uint8Array(100), 0.5, 0, 1),
+      () => writePageDataRun(new Uint8Array(100), NaN, 0, 1),
+      () => writePageDataRun(new Uint8Array(100), 2 ** 32 - 1, 0, 2),
+      () => writePageDataRun(new Uint8Array(31), 1, 0, 2),
+      () => writePageDataRun(new Uint8Array(300_000), 0, 0, 32768),
     ];
     for (const call of bad)
       expect(call).toThrow(expect.objectContaining({ code: 'ERR_XEN_INVALID_ARGUMENT' }));
+  });
+});
+
+describe('a table of pfns in a row', () => {
+  test('is the one that is written entry by entry', () => {
+    fc.assert(
+      fc.property(
+        fc.integer({ min: 0, max: 2 ** 32 - 1 }),
+        fc.integer({ min: 1, max: 300 }),
+        fc.nat({ max: 15 }),
+        fc.nat({ max: 3 }),
+        (start, count, type, shift) => {
+          const first = Math.min(start, 2 ** 32 - count);
+          const pfns = Float64Array.from({ length: count }, (_, i) => first + i);
+          const room = S.pageDataHeadSize(count) + shift;
+          const [one, other] = [new Uint8Array(room), new Uint8Array(room)];
+          const types = new Uint8Array(count).fill(type);
+          const n = S.writePageDataHead(one.subarray(shift), pfns, types, count);
+          expect(writePageDataRun(other.subarray(shift), first, type, count)).toBe(n);
+          expect(Buffer.compare(one, other)).toBe(0);
+        },
+      ),
+      { numRuns: 100 },
+    );
   });
 });
 

@@ -203,6 +203,17 @@ describe('mappings', () => {
     expect([mapping.regionOf[1023], mapping.offsetOf[1023]]).toEqual([0, 1023 * 4096]);
   });
 
+  it('are plain if all frames could be mapped', async () => {
+    expect((await domain.mapFrames(gfns, 'read')).plain).toBe(true);
+    for (const bad of [0, 2]) {
+      fake.answers.mapFrames = (_: number, __: Float64Array, ___: boolean, errors: Int32Array) => {
+        errors[bad] = Errno.EINVAL;
+        return new FakePageMap(3);
+      };
+      expect((await domain.mapFrames(gfns, 'read')).plain).toBe(false);
+    }
+  });
+
   it('for writing are asked as such', async () => {
     await domain.mapFrames(gfns, 'write');
     expect(fake.call('mapFrames')[2]).toBe(true);
