@@ -13,6 +13,12 @@ const stages = [
   'released',
   'many, some released',
   'write under way',
+  'blocking read under way',
+  'blocking write under way',
+  'blocking descriptor idle',
+  'blocking descriptor collected',
+  'watching',
+  'worker in a blocking read',
   'worker holds a map',
 ];
 

@@ -26,6 +26,8 @@ describe('garbage collection', () => {
 describe('worker threads', () => {
   it('may end with pages mapped', () => expectPlayed('workers end by themselves'));
   it('may be terminated with pages mapped', () => expectPlayed('workers are terminated'));
+  it('may be terminated while they read and wait', () =>
+    expectPlayed('workers are terminated in blocking calls'));
   it('may be terminated while they map and unmap', () => expectPlayed('workers are terminated while busy'));
   it('may be the only ones that load the addon', () => expectPlayed('addon only in workers'));
 });

@@ -3,9 +3,12 @@
  * A scenario that returns has kept its promises; the life stages end the process in the way that is asked for.
  */
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import { createRequire } from 'node:module';
 import net from 'node:net';
+import os from 'node:os';
+import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads';
 
@@ -36,7 +39,16 @@ async function collectUntil(condition) {
 /** What must stay reachable until the process ends. @type {unknown[]} */
 const kept = [];
 
-/** What keeps the event loop running and is closed where the process shall end by itself. @type {net.Socket[]} */
+/** A pipe that nobody else uses: reading blocks, and writing does after 64 KiB. */
+function pipe() {
+  const name = path.join(fs.mkdtempSync(path.join(os.tmpdir(), 'xen-migration-pipe-')), 'pipe');
+  execFileSync('mkfifo', [name]);
+  const fd = fs.openSync(name, 'r+');
+  fs.rmSync(path.dirname(name), { recursive: true });
+  return fd;
+}
+
+/** What keeps the event loop running and is closed where the process shall end by itself. @type {{ destroy(): unknown }[]} */
 const open = [];
 
 /** How far the addon's use has come when the process ends. @type {Record<string, () => void | Promise<void>>} */
@@ -102,6 +114,38 @@ export const stages = {
         socket.on('error', () => {});
       });
     });
+  },
+  'blocking read under way'() {
+    const fd = new (load().BlockingFd)(pipe());
+    fd.read(new Uint8Array(10)).catch(() => {});
+    kept.push(fd);
+    open.push({ destroy: () => fd.close() });
+  },
+  'blocking write under way'() {
+    const map = new (load().PageMap)(1024);
+    const fd = new (load().BlockingFd)(pipe());
+    fd.write([new Uint8Array(map.buffer()), new Uint8Array(1 << 20)]).catch(() => {});
+    kept.push(fd);
+    open.push({ destroy: () => fd.close() });
+  },
+  async 'blocking descriptor idle'() {
+    const fd = new (load().BlockingFd)(fs.openSync('/dev/null', 'w'));
+    await fd.write([new Uint8Array(10)]);
+    kept.push(fd);
+  },
+  'blocking descriptor collected'() {
+    new (load().BlockingFd)(pipe());
+    globalThis.gc?.();
+  },
+  watching() {
+    kept.push(load().watchReadable(pipe(), () => {}));
+    const watch = load().watchReadable(pipe(), () => {}, true);
+    open.push({ destroy: () => watch.close() });
+  },
+  async 'worker in a blocking read'() {
+    const worker = await startWorker('read for ever');
+    worker.unref();
+    kept.push(worker);
   },
   async 'worker holds a map'() {
     const worker = await startWorker('hold');
@@ -383,6 +427,15 @@ const scenarios = {
     checkGrowth(before);
   },
 
+  async 'workers are terminated in blocking calls'() {
+    for (let round = 0; round < 3; round++) {
+      const workers = await Promise.all(Array.from({ length: 4 }, () => startWorker('read for ever')));
+      await Promise.all(workers.map((worker) => worker.terminate()));
+    }
+    // Every thread was joined: those of Node's pool and of V8 alone are left.
+    assert.ok(fs.readdirSync('/proc/self/task').length < 20);
+  },
+
   async 'workers are terminated while busy'() {
     const before = addressSpace();
     for (let round = 0; round < 5; round++) {
@@ -414,6 +467,16 @@ const workerParts = {
     kept.push(map, map.buffer());
     parentPort?.postMessage('ready');
     setInterval(() => {}, 1e6);
+  },
+  'read for ever'() {
+    const { BlockingFd, watchReadable } = load();
+    const fd = new BlockingFd(pipe());
+    kept.push(
+      fd,
+      fd.read(new Uint8Array(1 << 20)),
+      watchReadable(pipe(), () => {}, true),
+    );
+    parentPort?.postMessage('ready');
   },
   'use and end'() {
     const { PageMap, mapped } = load();
