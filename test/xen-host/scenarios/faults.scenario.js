@@ -21,7 +21,7 @@ const nobody = 65534;
  * @param {Context} t
  * @param {Outcome} outcome
  * @param {string} what
- * @param {{ errno?: number, text: RegExp, quiet?: boolean }} expected `quiet`: nothing was done that QEMU had to know
+ * @param {{ errno?: number, text: RegExp }} expected
  */
 function failed(t, outcome, what, { errno, text }) {
   const told = `${what}: ${JSON.stringify({ ...outcome, said: outcome.said.slice(-5) })}`;
