@@ -34,7 +34,8 @@ export function kindOf(info: Pick<DomainInfo, 'hvm'>, label: Label | undefined):
 export async function openXenSide(): Promise<XenSide> {
   // What loads the addon is loaded only where it is wanted.
   const { XenHost } = await import('../host/xen/host.js');
-  const host = new XenHost();
+  // The command does nothing beside what it was called for.
+  const host = new XenHost({ inline: true });
   return {
     host,
     hypervisor: host.hypervisor,
