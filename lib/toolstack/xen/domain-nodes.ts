@@ -103,7 +103,8 @@ export async function completeNodes(
   });
   await store.transaction(async (tx) => {
     for (const [name, value] of Object.entries(nodes)) await tx.write(`${home}/${name}`, value);
-    for (const [name, value] of plan.image) await tx.write(`${vm}/image/${name}`, value);
+    // All that libxl says of the image, too, when it restores a guest.
+    if (plan.kind === 'pv') await tx.write(`${vm}/image/ostype`, 'linux');
     await tx.write(`${vm}/start_time`, (Date.now() / 1000).toFixed(2));
   });
   await store.introduce(domid, rings.storeGfn, wiring.storeEvtchn);

@@ -32,8 +32,6 @@ export interface DomainPlan {
   readonly tscMode: number;
   /** HVM_PARAM_TIMER_MODE. */
   readonly timerMode: number;
-  /** For /vm/<uuid>/image, PV. */
-  readonly image: readonly (readonly [string, string])[];
   /** The whole configuration, as libxl shall keep it. */
   readonly json: string;
 }
@@ -162,7 +160,6 @@ export function planDomain(text: string, options: PlanOptions = {}): DomainPlan 
             'b_info.timer_mode',
             Object.fromEntries(TIMER_MODES.map((m, i) => [m, i])),
           ),
-    image: imageOf(kind, build),
     json: printJson(config),
   };
 }
@@ -251,16 +248,6 @@ function onlineVcpus(value: unknown, max: number): boolean[] {
     online[vcpu] = true;
   }
   return online;
-}
-
-function imageOf(kind: GuestKind, build: JsonObject): (readonly [string, string])[] {
-  if (kind !== 'pv') return [];
-  const image: (readonly [string, string])[] = [['ostype', 'linux']];
-  for (const name of ['kernel', 'ramdisk', 'cmdline']) {
-    const value = build[name];
-    if (typeof value === 'string') image.push([name, value]);
-  }
-  return image;
 }
 
 function count(value: unknown, field: string, most: number): number {
