@@ -3,6 +3,7 @@
  * QEMU's monitor.
  */
 import fs from 'node:fs';
+import net from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Oracle } from './oracle.js';
 import { pipe } from './pipes.js';
@@ -161,9 +162,9 @@ export class Reader {
   }
 
   #read() {
-    const stream = fs.createReadStream('', { fd: this.#fd, highWaterMark: 1 << 20 });
-    stream.on('data', (data) => (this.bytes += data.length));
-    return stream;
+    // Not a stream of fs: its read would hold a thread, and with it the end of this process, until somebody hangs up.
+    const socket = new net.Socket({ fd: this.#fd, readable: true, writable: false });
+    return socket.on('data', (data) => (this.bytes += data.length)).on('error', () => {});
   }
 
   /** Nobody reads any more. */
@@ -175,7 +176,6 @@ export class Reader {
   /** Whoever wrote has ended; `taken`: and has closed its end, as the library does with what it was given. */
   close({ taken = false } = {}) {
     if (!taken) fs.closeSync(this.writable);
-    this.#stream?.on('error', () => {});
     if (this.#stream === undefined) fs.closeSync(this.#fd);
   }
 }
