@@ -3,6 +3,7 @@
  * Xen reads anew for each save. Then both save it live: the same order of records and of messages.
  */
 import fs from 'node:fs';
+import { constants } from 'node:os';
 import { conversation, offsetOf } from '../libxl/play.js';
 import { compare, shapeOf } from '../libxl/records.js';
 import { check, library, onStage, same } from '../libxl/stage.js';
@@ -95,8 +96,7 @@ async function standingStill(stage) {
   same(suspendWhereStockDoes(ours ?? []), stock, 'what ours said');
   check(!(await stage.oracle.logDirty(stage.domid)), 'log-dirty is on after a save');
 
-  const { stdout, stderr } = await debiansVerifier(stage, files.ours);
-  t.log(`verify-stream-v2: ${`${stdout}${stderr}`.trim().split('\n').at(-1) ?? ''}`);
+  await debiansVerifier(stage, files.ours);
   const { openSource, verify } = await library();
   for (const file of Object.values(files)) {
     const report = await verify(await openSource(file));
@@ -154,15 +154,17 @@ function withoutPasses(lines) {
   return kept;
 }
 
+/**
+ * Xen without shadow paging cannot track a PV guest: EOPNOTSUPP, and EINVAL to whoever turns off what is not on. The stock
+ * helper tells libxl the latter.
+ */
+const refusals = { stock: constants.errno.EINVAL, ours: constants.errno.EOPNOTSUPP };
+
 /** @param {Stage} stage */
 async function pvLiveIsRefused(stage) {
-  for (const helper of ['stock', 'ours']) {
+  for (const [helper, errnoval] of Object.entries(refusals)) {
     const outcome = await stage.saveToFile(stage.t.file('live'), { helper, live: true });
-    same(
-      [outcome.complete, outcome.code],
-      [{ retval: -1, errnoval: 95 }, 0],
-      `${helper}: PV live without shadow paging`,
-    );
+    same([outcome.complete, outcome.code], [{ retval: -1, errnoval }, 0], `${helper}, live`);
     stage.t.log(`${helper}: ${outcome.errors.join(' | ')}`);
     await stage.unharmed();
   }
