@@ -19,7 +19,8 @@ class Addon : public Napi::Addon<Addon> {
 
   /** A PageMap over pages that were mapped already. */
   Napi::Object NewPageMap(std::shared_ptr<Region> region);
-  /** For PageMap's constructor: the region that NewPageMap() is being called with; null if JavaScript constructs one. */
+  /** For PageMap's constructor: the region that NewPageMap() is being called with; null if JavaScript constructs one.
+   */
   std::shared_ptr<Region> TakeRegion() { return std::move(region_); }
 
  private:

@@ -39,8 +39,8 @@ View ViewOf(const Napi::CallbackInfo& info, size_t index, const char* name, napi
   napi_typedarray_type actual = napi_int8_array;
   View view = {nullptr, 0};
   if (value.IsTypedArray()) {
-    const napi_status status = napi_get_typedarray_info(info.Env(), value, &actual, &view.length, &view.data, nullptr,
-                                                        nullptr);
+    const napi_status status =
+        napi_get_typedarray_info(info.Env(), value, &actual, &view.length, &view.data, nullptr, nullptr);
     if (status == napi_ok && actual == type) return view;
   }
   throw ArgumentTypeError(info.Env(), std::string(name) + " must be a " + TypeName(type));
@@ -109,7 +109,8 @@ std::vector<uint64_t> FramesArgument(const Napi::CallbackInfo& info, size_t inde
 std::vector<uint8_t> BytesArgument(const Napi::CallbackInfo& info, size_t index, const char* name, size_t max) {
   const View view = ViewOf(info, index, name, napi_uint8_array);
   if (view.length > max) {
-    throw ArgumentRangeError(info.Env(), std::string(name) + " may not be longer than " + std::to_string(max) + " bytes");
+    throw ArgumentRangeError(info.Env(),
+                             std::string(name) + " may not be longer than " + std::to_string(max) + " bytes");
   }
   const uint8_t* bytes = static_cast<const uint8_t*>(view.data);
   return std::vector<uint8_t>(bytes, bytes + view.length);
@@ -127,8 +128,8 @@ Output::Output(const Napi::CallbackInfo& info, size_t index, const char* name, n
 
 void* Output::data() const {
   View view = {nullptr, 0};
-  const napi_status status = napi_get_typedarray_info(array_.Env(), array_.Value(), nullptr, &view.length, &view.data,
-                                                      nullptr, nullptr);
+  const napi_status status =
+      napi_get_typedarray_info(array_.Env(), array_.Value(), nullptr, &view.length, &view.data, nullptr, nullptr);
   return status == napi_ok && view.length >= min_length_ ? view.data : nullptr;
 }
 

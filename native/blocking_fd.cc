@@ -432,8 +432,6 @@ void BlockingFd::Interrupt(const Napi::CallbackInfo& info) {
 }
 
 /** close(): ends the thread; the descriptor stays open. Idempotent. */
-void BlockingFd::Close(const Napi::CallbackInfo&) {
-  thread_->Close();
-}
+void BlockingFd::Close(const Napi::CallbackInfo&) { thread_->Close(); }
 
 }  // namespace xm

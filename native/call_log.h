@@ -35,8 +35,8 @@ class CallLog {
   };
 
   /**
-   * The logger to open handles with. It only hands on to the thread's capture, so that concurrent calls through one handle
-   * do not mix; without one the message is dropped. By themselves the libraries would print to standard error.
+   * The logger to open handles with. It only hands on to the thread's capture, so that concurrent calls through one
+   * handle do not mix; without one the message is dropped. By themselves the libraries would print to standard error.
    */
   static xentoollog_logger* Logger();
 

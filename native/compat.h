@@ -3,10 +3,10 @@
 /*
  * What differs between the Xen releases that this compiles against (4.14 to 4.22), all of it. Included by xen.h alone.
  *
- * Little is left, because whatever changed its C signature is asked for below libxenctrl's functions instead: log-dirty,
- * page types, vcpu state and CPU policies by xc_domctl(), memory by libxencall. These structures keep their layout from
- * 4.14 to 4.22; libxenctrl fills in the interface version. XEN_DOMCTL_INTERFACE_VERSION tells the release: 0x12 is
- * 4.14, 0x13 4.15, 0x14 4.16, 0x15 4.17, 0x16 4.18, 0x17 4.19 to 4.21, 0x18 4.22.
+ * Little is left, because whatever changed its C signature is asked for below libxenctrl's functions instead:
+ * log-dirty, page types, vcpu state and CPU policies by xc_domctl(), memory by libxencall. These structures keep their
+ * layout from 4.14 to 4.22; libxenctrl fills in the interface version. XEN_DOMCTL_INTERFACE_VERSION tells the release:
+ * 0x12 is 4.14, 0x13 4.15, 0x14 4.16, 0x15 4.17, 0x16 4.18, 0x17 4.19 to 4.21, 0x18 4.22.
  */
 
 #include <type_traits>

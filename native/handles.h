@@ -40,7 +40,8 @@ class Handles {
   void Count(std::string_view name, uint64_t times = 1);
   std::map<std::string, uint64_t> Counts() const;
 
-  /** xc_domctl, counted. The caller fills in `cmd`, `domain` and `u`. Throws CallError with `name` for the system call. */
+  /** xc_domctl, counted. The caller fills in `cmd`, `domain` and `u`. Throws CallError with `name` for the system call.
+   */
   void Domctl(const char* name, xen_domctl& domctl);
 
   /** XENMEM_*: copies `argument` in and out. Returns what Xen returns; throws CallError. */
@@ -64,8 +65,8 @@ Result Check(const char* syscall, Result result) {
 }
 
 /**
- * Memory that the hypervisor can reach, zeroed. Two pages, which hold the frames of a whole batch, are kept for the next
- * call: libxencall keeps single pages only, and mapping and unmapping costs more than the hypercall.
+ * Memory that the hypervisor can reach, zeroed. Two pages, which hold the frames of a whole batch, are kept for the
+ * next call: libxencall keeps single pages only, and mapping and unmapping costs more than the hypercall.
  */
 class HypercallPages {
  public:

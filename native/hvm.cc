@@ -21,8 +21,8 @@ Napi::Value Xen::HvmContext(const Napi::CallbackInfo& info) {
         handles.Count("gethvmcontext", 2);
         std::vector<uint8_t> context(
             Check("xc_domain_hvm_getcontext", xc_domain_hvm_getcontext(handles.xc(), domid, nullptr, 0)));
-        const int size = xc_domain_hvm_getcontext(handles.xc(), domid, context.data(),
-                                                  static_cast<uint32_t>(context.size()));
+        const int size =
+            xc_domain_hvm_getcontext(handles.xc(), domid, context.data(), static_cast<uint32_t>(context.size()));
         context.resize(Check("xc_domain_hvm_getcontext", size));
         return context;
       },
@@ -33,8 +33,8 @@ Napi::Value Xen::SetHvmContext(const Napi::CallbackInfo& info) {
   const uint16_t domid = DomidArgument(info);
   return Run(info, [domid, context = BytesArgument(info, 1, "context", kMaxContext)](Handles& handles) mutable {
     handles.Count("sethvmcontext");
-    Check("xc_domain_hvm_setcontext", xc_domain_hvm_setcontext(handles.xc(), domid, context.data(),
-                                                               static_cast<uint32_t>(context.size())));
+    Check("xc_domain_hvm_setcontext",
+          xc_domain_hvm_setcontext(handles.xc(), domid, context.data(), static_cast<uint32_t>(context.size())));
   });
 }
 

@@ -40,7 +40,8 @@ void SetGuests(const Handles& handles, Napi::Object& out) {
   out.Set("guests", guests);
 }
 
-/** Any hypervisor tells its version; what is done to domains it refuses to a library of another release, with EACCES. */
+/** Any hypervisor tells its version; what is done to domains it refuses to a library of another release, with EACCES.
+ */
 void TryDomctl(const Handles& handles, Napi::Object& out) {
   xen_domctl domctl = NewDomctl(XEN_DOMCTL_getdomaininfo, 0);
   if (xc_domctl(handles.xc(), &domctl) != 0) out.Set("domctlErrno", errno);

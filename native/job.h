@@ -13,9 +13,9 @@ namespace xm {
 /**
  * One asynchronous call: work on libuv's thread pool, settled as a promise on the thread of JavaScript.
  *
- * Made and destroyed on the thread of JavaScript. Node waits for work in flight before it tears an environment down, and
- * then ends the job while JavaScript can no longer run (worker.terminate()): then there is nobody to tell, and the job
- * only gives back what it holds.
+ * Made and destroyed on the thread of JavaScript. Node waits for work in flight before it tears an environment down,
+ * and then ends the job while JavaScript can no longer run (worker.terminate()): then there is nobody to tell, and the
+ * job only gives back what it holds.
  */
 class Job {
  public:

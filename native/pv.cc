@@ -204,7 +204,8 @@ Napi::Value Xen::PinTables(const Napi::CallbackInfo& info) {
   }
   return Run(info, [domid, operations = std::move(operations)](Handles& handles) mutable {
     handles.Count("mmuext_op");
-    Check("xc_mmuext_op", xc_mmuext_op(handles.xc(), operations.data(), static_cast<unsigned>(operations.size()), domid));
+    Check("xc_mmuext_op",
+          xc_mmuext_op(handles.xc(), operations.data(), static_cast<unsigned>(operations.size()), domid));
   });
 }
 

@@ -14,8 +14,8 @@ namespace xm {
 struct Done {};
 
 /**
- * The JavaScript class `Xen`: an open handle and one method for each step that needs Xen. lib/host/xen/native.ts tells what
- * each does. The methods are defined in the file of their subject.
+ * The JavaScript class `Xen`: an open handle and one method for each step that needs Xen. lib/host/xen/native.ts tells
+ * what each does. The methods are defined in the file of their subject.
  */
 class Xen : public Napi::ObjectWrap<Xen> {
  public:
@@ -128,8 +128,7 @@ Napi::Value Xen::RunDomctl(const Napi::CallbackInfo& info, const char* name, uin
                            Length length) {
   xen_domctl domctl = NewDomctl(command, DomidArgument(info));
   fill(domctl);
-  return Run(
-      info, [name, domctl](Handles& handles) mutable { handles.Domctl(name, domctl); }, length);
+  return Run(info, [name, domctl](Handles& handles) mutable { handles.Domctl(name, domctl); }, length);
 }
 
 }  // namespace xm
