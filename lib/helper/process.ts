@@ -4,6 +4,7 @@ import { constants } from 'node:os';
 import { debug } from '../debug.js';
 import { loadAddon } from '../host/xen/addon.js';
 import type { NativeAddon, NativeBlockingFd } from '../host/xen/native.js';
+import type { BlockingFd } from '../transport/blocking.js';
 import type { ChannelPort } from './channel.js';
 import type { HelperWorld } from './helper.js';
 
@@ -26,20 +27,38 @@ function libxlPort(addon: () => NativeAddon): ChannelPort {
       } catch (error) {
         debug('helper: %o', error);
         // Without the addon nothing runs here that would have to go on meanwhile, but libxl must hear of it.
-        return readSync(into);
+        return readSync(FROM_LIBXL, into);
       }
       return replies.read(into);
     },
   };
 }
 
-function readSync(into: Uint8Array): number {
+/** Reads until `into` is full or the stream has ended; blocks. Returns the bytes read. */
+function readSync(fd: number, into: Uint8Array): number {
   for (let at = 0; at < into.length;) {
-    const n = fs.readSync(FROM_LIBXL, into, at, into.length - at, null);
+    const n = fs.readSync(fd, into, at, into.length - at, null);
     if (n === 0) return at;
     at += n;
   }
   return into.length;
+}
+
+/** Bytes up to which the way to another thread and back takes longer than the read. */
+const SHORT_READ = 64 * 1024;
+
+/**
+ * A descriptor whose short reads, those of record headers and of records without pages, block right here: a guest with
+ * a hole below 4 GiB has a thousand of them. A restore may block: nothing else goes on here meanwhile, and SIGTERM ends
+ * the process by itself.
+ */
+function withShortReads(fd: number, native: NativeBlockingFd): BlockingFd {
+  return {
+    write: (views) => native.write(views),
+    read: async (into) => (into.length <= SHORT_READ ? readSync(fd, into) : native.read(into)),
+    interrupt: (spoil) => native.interrupt(spoil),
+    close: () => native.close(),
+  };
 }
 
 /** Descriptor 1 carries the protocol: whatever believes to print there prints to descriptor 2 instead. */
@@ -58,7 +77,7 @@ export function worldOfProcess(
     env: process.env,
     port: libxlPort(addon),
     openHost,
-    openFd: (fd) => new (addon().BlockingFd)(fd),
+    openFd: (fd) => withShortReads(fd, new (addon().BlockingFd)(fd)),
     onTerminate(handler) {
       if (handler !== undefined) process.on('SIGTERM', handler);
       // libxl's caller may have it blocked, and what a child inherits it keeps.
