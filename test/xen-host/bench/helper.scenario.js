@@ -155,7 +155,6 @@ async function downtime(t, guest, whose) {
 /** @param {'pv' | 'pvh' | 'hvm'} type @returns {import('../lib/main.js').Scenario} */
 const speed = (type) => ({
   name: `${type}: helper against stock, ${MEMORY} MiB`,
-  seconds: 1800,
   async run(t) {
     const start = await nodeStartUp(t);
     const guest = await t.guest(type, { memory: MEMORY, fill: 128 });
@@ -208,7 +207,6 @@ const speed = (type) => ({
 const live = (type, hypervisor = 'stock') => ({
   name: `${type}: downtime of a live migration, ${MEMORY} MiB`,
   hypervisor,
-  seconds: 1800,
   async run(t) {
     const guest = await t.guest(type, { memory: MEMORY, fill: 128, dirty: 4 });
     // Node has started long before the guest stands still: nothing is taken off.

@@ -145,7 +145,6 @@ function judge(outcome, what, moment, helper, hvm) {
 function scenario(type, cases) {
   return {
     name: `SIGTERM at any moment, ${type}`,
-    seconds: 600,
     run: (t) =>
       onStage(t, type, async (stage) => {
         for (const kase of cases) {

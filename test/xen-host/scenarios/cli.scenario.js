@@ -18,7 +18,6 @@ const command = (t, args, options) => t.run([t.bin('xen-migrate'), ...args], opt
 const info = (hypervisor) => ({
   name: `xen-migrate info on a ${hypervisor} hypervisor`,
   hypervisor,
-  seconds: 180,
   /** @param {Context} t */
   async run(t) {
     const { stdout } = await command(t, ['info', '--json'], {
@@ -54,7 +53,6 @@ export const scenarios = [
   ...hypervisors.map(info),
   {
     name: 'xen-migrate list shows what xl list shows; a second guest of a name, and another user, are refused',
-    seconds: 300,
     async run(t) {
       const [pv, pvh, hvm] = [await t.guest('pv'), await t.guest('pvh'), await t.guest('tiny')];
       await t.xl(['pause', hvm.name]);

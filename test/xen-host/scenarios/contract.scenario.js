@@ -102,14 +102,12 @@ async function run(t, kind, limits) {
 export const scenarios = [
   ...['pv', 'pvh', 'hvm'].map((kind) => ({
     name: `the host keeps its contract: ${kind}`,
-    seconds: 600,
     /** @param {import('../lib/context.js').Context} t */
     run: (t) => run(t, kind, { noShadowPaging: true }),
   })),
   {
     name: 'the host keeps its contract: pv with log-dirty',
     hypervisor: 'shadow',
-    seconds: 600,
     run: (t) => run(t, 'pv', {}),
   },
 ];

@@ -174,7 +174,6 @@ async function pvLiveIsRefused(stage) {
 function scenario(type) {
   return {
     name: `stock's stream and ours, ${type}`,
-    seconds: 400,
     run: (t) =>
       onStage(t, type, async (stage) => {
         await standingStill(stage);

@@ -346,19 +346,16 @@ async function libraryOfNobody(t) {
 export const scenarios = [
   {
     name: 'faults of a live save by the helper, pvh',
-    seconds: 400,
     run: (t) => onStage(t, 'pvh', (stage) => helperFaults(stage, true)),
   },
   {
     name: 'faults of a live save by the library, pvh',
-    seconds: 400,
     run: (t) => onStage(t, 'pvh', (stage) => libraryFaults(stage, true)),
   },
   {
     name: 'faults of a save by the library, pv',
-    seconds: 400,
     run: (t) => onStage(t, 'pv', (stage) => libraryFaults(stage, false)),
   },
-  { name: 'streams that are none', seconds: 400, run: badStreams },
+  { name: 'streams that are none', run: badStreams },
   { name: 'the library without permission, and with another Xen', run: libraryOfNobody },
 ];

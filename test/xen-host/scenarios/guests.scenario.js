@@ -89,7 +89,6 @@ async function migrateHere(t, guest, sender, receiver) {
 /** @param {GuestType} type @returns {import('../lib/main.js').Scenario} */
 const saves = (type) => ({
   name: `${type}: ours and stock save and restore each other's images`,
-  seconds: 300,
   async run(t) {
     const guest = await t.guest(type);
     await saveAndRestore(t, guest, 'ours', 'stock');
@@ -102,7 +101,6 @@ const saves = (type) => ({
 const lives = (type, hypervisor = 'stock') => ({
   name: `${type}: live migration, ours to stock and back`,
   hypervisor,
-  seconds: 400,
   async run(t) {
     const guest = await t.guest(type, { dirty: 2 });
     await migrateHere(t, guest, 'ours', 'stock');
@@ -118,7 +116,6 @@ const lives = (type, hypervisor = 'stock') => ({
  */
 const withoutXl = (type) => ({
   name: `${type}: xen-migrate save${type === 'hvm' ? '' : ' and restore'} without libxl`,
-  seconds: 300,
   async run(t) {
     const guest = await t.guest(type);
     const file = t.file('image');
@@ -166,7 +163,6 @@ export const scenarios = [
   withoutXl('hvm'),
   {
     name: 'pvh: xen-migrate migrate to xen-migrate receive, live, without libxl',
-    seconds: 300,
     async run(t) {
       const guest = await t.guest('pvh', { dirty: 2 });
       const before = guest.lastTick();
