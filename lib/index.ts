@@ -50,6 +50,7 @@ export type { DowntimeSplit, IterationStats, JobPhase, JobState, Progress } from
 export {
   AddonError,
   CancelledError,
+  DeviceModelError,
   GuestError,
   HypercallError,
   PeerError,
@@ -58,6 +59,7 @@ export {
   TransportError,
   UsageError,
   XenMigrationError,
+  XenstoreError,
   type AddonErrorCode,
   type ErrorFacts,
   type GuestPlace,

@@ -27,7 +27,7 @@ function libxlPort(addon: () => NativeAddon): ChannelPort {
       } catch (error) {
         debug('helper: %o', error);
         // Without the addon nothing runs here that would have to go on meanwhile, but libxl must hear of it.
-        return readSync(FROM_LIBXL, into);
+        return readSync(into);
       }
       return replies.read(into);
     },
@@ -35,9 +35,9 @@ function libxlPort(addon: () => NativeAddon): ChannelPort {
 }
 
 /** Reads until `into` is full or the stream has ended; blocks. Returns the bytes read. */
-function readSync(fd: number, into: Uint8Array): number {
+function readSync(into: Uint8Array): number {
   for (let at = 0; at < into.length;) {
-    const n = fs.readSync(fd, into, at, into.length - at, null);
+    const n = fs.readSync(FROM_LIBXL, into, at, into.length - at, null);
     if (n === 0) return at;
     at += n;
   }
@@ -55,7 +55,22 @@ const SHORT_READ = 64 * 1024;
 function withShortReads(fd: number, native: NativeBlockingFd): BlockingFd {
   return {
     write: (views) => native.write(views),
-    read: async (into) => (into.length <= SHORT_READ ? readSync(fd, into) : native.read(into)),
+    async read(into) {
+      if (into.length > SHORT_READ) return native.read(into);
+      let at = 0;
+      try {
+        while (at < into.length) {
+          const n = fs.readSync(fd, into, at, into.length - at, null);
+          if (n === 0) return at;
+          at += n;
+        }
+        return at;
+      } catch (error) {
+        // Somebody has made it non-blocking: the addon's thread knows how to wait.
+        if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') throw error;
+        return at + (await native.read(into.subarray(at)));
+      }
+    },
     interrupt: (spoil) => native.interrupt(spoil),
     close: () => native.close(),
   };
