@@ -95,7 +95,7 @@ describe.each([4, 8] as const)('vcpu contexts, %i-byte words', (width) => {
     spoil();
     expect(set()).toBe(Errno.EINVAL);
     expect(domain.pv.vcpuOnline(0)).toBe(false);
-    expect(errnoOf(() => domain.pv.vcpuState(0, 'basic'))).toBe(Errno.EINVAL);
+    expect(errnoOf(() => domain.pv.vcpuState(0, 'basic'))).toBe(Errno.ENODATA);
     auditTypes(domain);
   });
 
