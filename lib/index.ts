@@ -66,6 +66,7 @@ export {
   type GuestState,
   type GuestWhereabouts,
   type StreamPlace,
+  type XenstoreFacts,
 } from './errors.js';
 
 // The host that this machine is.
