@@ -196,15 +196,19 @@ bool FdThread::Queue(Napi::Env env, std::unique_ptr<Operation> operation) {
 }
 
 int FdThread::Interrupt(bool spoil) {
+  {
+    // First: a read that finds the spoiled descriptor at its end must know that this is no end.
+    std::lock_guard<std::mutex> lock(mutex_);
+    cancelled_ = true;
+  }
   int errnum = 0;
   if (spoil) {
-    // First: whatever call begins from here on fails with EBADF.
+    // Before the wake-up: whatever call begins after it fails, or reads nothing.
     const int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
     if (null < 0 || (null != fd_ && dup3(null, fd_, O_CLOEXEC) < 0)) errnum = errno;
     if (null >= 0 && null != fd_) close(null);
   }
   std::lock_guard<std::mutex> lock(mutex_);
-  cancelled_ = true;
   WakeLocked();
   return errnum;
 }

@@ -210,7 +210,7 @@ describe('interruption', () => {
 
   it('is never lost, at whatever moment it comes', async () => {
     // The moment between the look at the flag and the system call is the dangerous one.
-    for (let i = 0; i < 150; i++) {
+    for (let i = 0; i < 300; i++) {
       const { read, write } = pipe();
       const from = new BlockingFd(read);
       const reading = codeOf(from.read(bytes(10)));
