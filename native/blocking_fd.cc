@@ -85,6 +85,8 @@ class FdThread {
 
   /** On the thread of JavaScript: queues an operation. False once closed. */
   bool Queue(Napi::Env env, std::unique_ptr<Operation> operation);
+  /** On the thread of JavaScript: one read(2). As that, with ECANCELED once interrupted. */
+  ssize_t ReadHere(const iovec& into);
   /** Makes the present and all later operations fail with ECANCELED. Returns 0, or the errno of spoiling. */
   int Interrupt(bool spoil);
   /** The thread ends when what it does has been interrupted. */
@@ -193,6 +195,14 @@ bool FdThread::Queue(Napi::Env env, std::unique_ptr<Operation> operation) {
   pending_.push_back(std::move(operation));
   changed_.notify_all();
   return true;
+}
+
+ssize_t FdThread::ReadHere(const iovec& into) {
+  if (Cancelled()) {
+    errno = ECANCELED;
+    return -1;
+  }
+  return read(fd_, into.iov_base, into.iov_len);
 }
 
 int FdThread::Interrupt(bool spoil) {
@@ -358,6 +368,7 @@ Napi::Function BlockingFd::Define(Napi::Env env) {
                      {
                          InstanceMethod<&BlockingFd::Write>("write"),
                          InstanceMethod<&BlockingFd::Read>("read"),
+                         InstanceMethod<&BlockingFd::ReadNow>("readNow"),
                          InstanceMethod<&BlockingFd::Interrupt>("interrupt"),
                          InstanceMethod<&BlockingFd::Close>("close"),
                      });
@@ -426,6 +437,21 @@ Napi::Value BlockingFd::Read(const Napi::CallbackInfo& info) {
   op->pieces.push_back(piece);
   op->memory = Napi::Persistent(info[0]);
   return Enqueue(info, *thread_, std::move(op));
+}
+
+/** readNow(into): one read on this thread, which waits. */
+Napi::Value BlockingFd::ReadNow(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const iovec piece = MemoryOf(env, info[0], "into");
+  ssize_t n = 0;
+  int errnum = 0;
+  do {
+    n = thread_->ReadHere(piece);
+    errnum = n < 0 ? errno : 0;
+  } while (errnum == EINTR);
+  if (errnum == EAGAIN || errnum == EWOULDBLOCK) return Napi::Number::New(env, -1);
+  if (errnum != 0) throw ErrnoError(env, "read", errnum);
+  return Napi::Number::New(env, static_cast<double>(n));
 }
 
 /** interrupt(spoil): see native.ts. */

@@ -9,7 +9,8 @@ namespace xm {
 class FdThread;
 
 /**
- * The JavaScript class: `new BlockingFd(fd)`, `write(views)`, `read(into)`, `interrupt(spoil)`, `close()`.
+ * The JavaScript class: `new BlockingFd(fd)`, `write(views)`, `read(into)`, `readNow(into)`, `interrupt(spoil)`,
+ * `close()`.
  *
  * Blocking, exact I/O on a descriptor that other processes share, whose O_NONBLOCK therefore must stay as it is. One
  * thread belongs to each object and does one operation at a time. The descriptor stays the caller's.
@@ -23,6 +24,7 @@ class BlockingFd : public Napi::ObjectWrap<BlockingFd> {
  private:
   Napi::Value Write(const Napi::CallbackInfo& info);
   Napi::Value Read(const Napi::CallbackInfo& info);
+  Napi::Value ReadNow(const Napi::CallbackInfo& info);
   void Interrupt(const Napi::CallbackInfo& info);
   void Close(const Napi::CallbackInfo& info);
 

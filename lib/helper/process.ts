@@ -4,7 +4,6 @@ import { constants } from 'node:os';
 import { debug } from '../debug.js';
 import { loadAddon } from '../host/xen/addon.js';
 import type { NativeAddon, NativeBlockingFd } from '../host/xen/native.js';
-import type { BlockingFd } from '../transport/blocking.js';
 import type { ChannelPort } from './channel.js';
 import type { HelperWorld } from './helper.js';
 
@@ -44,38 +43,6 @@ function readSync(into: Uint8Array): number {
   return into.length;
 }
 
-/** Bytes up to which the way to another thread and back takes longer than the read. */
-const SHORT_READ = 64 * 1024;
-
-/**
- * A descriptor whose short reads, those of record headers and of records without pages, block right here: a guest with
- * a hole below 4 GiB has a thousand of them. A restore may block: nothing else goes on here meanwhile, and SIGTERM ends
- * the process by itself.
- */
-function withShortReads(fd: number, native: NativeBlockingFd): BlockingFd {
-  return {
-    write: (views) => native.write(views),
-    async read(into) {
-      if (into.length > SHORT_READ) return native.read(into);
-      let at = 0;
-      try {
-        while (at < into.length) {
-          const n = fs.readSync(fd, into, at, into.length - at, null);
-          if (n === 0) return at;
-          at += n;
-        }
-        return at;
-      } catch (error) {
-        // Somebody has made it non-blocking: the addon's thread knows how to wait.
-        if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') throw error;
-        return at + (await native.read(into.subarray(at)));
-      }
-    },
-    interrupt: (spoil) => native.interrupt(spoil),
-    close: () => native.close(),
-  };
-}
-
 /** Descriptor 1 carries the protocol: whatever believes to print there prints to descriptor 2 instead. */
 function keepStdoutClean(): void {
   Object.defineProperty(process, 'stdout', { get: () => process.stderr, configurable: true });
@@ -92,7 +59,7 @@ export function worldOfProcess(
     env: process.env,
     port: libxlPort(addon),
     openHost,
-    openFd: (fd) => withShortReads(fd, new (addon().BlockingFd)(fd)),
+    openFd: (fd) => new (addon().BlockingFd)(fd),
     onTerminate(handler) {
       if (handler !== undefined) process.on('SIGTERM', handler);
       // libxl's caller may have it blocked, and what a child inherits it keeps.

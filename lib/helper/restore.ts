@@ -24,7 +24,8 @@ export async function restoreForLibxl(parts: RestoreParts): Promise<RestoreResul
   const { domid, wiring } = args;
   const control = new JobControl('restore', domid, {});
   channel.onLost = (error) => control.cancel(error);
-  const source = new BlockingSource(fd, { name: `fd ${args.ioFd}` });
+  // Nothing else goes on here meanwhile, and SIGTERM ends the process by itself.
+  const source = new BlockingSource(fd, { name: `fd ${args.ioFd}`, shortReadsBlock: true });
   const options = { domid, format: 'libxc', run: false, toolstack, wiring } as const;
   const result = await control.run(() => runRestore(control, host, source, options));
   const { bytes, pages, populated, verifyMismatches, elapsed } = result;

@@ -14,6 +14,16 @@ const LOW_FLAGS = 0xfff;
 const LOW_FRAME_SHIFT = 12;
 const HIGH_FRAME = 0x000f_ffff;
 const LOW_FRAMES = 0x10_0000;
+/** Bits of the high word for frames that 32 bits cannot number, and how many frames those can. */
+const BEYOND_32 = 0x000f_f000;
+const HIGH_FRAMES = 0x1_0000_0000;
+
+/** The frame in an entry: in whole numbers if 32 bits hold it. */
+function frameOf(low: number, high: number): number {
+  return (high & BEYOND_32) === 0
+    ? (((high & HIGH_FRAME) << 20) | (low >>> LOW_FRAME_SHIFT)) >>> 0
+    : (high & HIGH_FRAME) * LOW_FRAMES + (low >>> LOW_FRAME_SHIFT);
+}
 
 /** True if a guest of this width can have page tables of this type. */
 export function isTableOf(type: number, width: GuestWidth): boolean {
@@ -37,7 +47,7 @@ export function collectReferences(
   for (let i = 0, w = at; i < PTES; i++, w += 2) {
     const low = words[w] as number;
     if ((low & PTE_PRESENT) === 0) continue;
-    const pfn = ((words[w + 1] as number) & HIGH_FRAME) * LOW_FRAMES + (low >>> LOW_FRAME_SHIFT);
+    const pfn = frameOf(low, words[w + 1] as number);
     if (pfn > p2m.maxPfn || (low & refused) !== 0) return -1 - i;
     if (p2m.mfnOf(pfn) === INVALID_FRAME) out[n++] = pfn;
   }
@@ -50,8 +60,8 @@ export function localiseTable(words: Uint32Array, at: number, p2m: LocalP2m): vo
     const low = words[w] as number;
     if ((low & PTE_PRESENT) === 0) continue;
     const high = words[w + 1] as number;
-    const mfn = p2m.mfnOf((high & HIGH_FRAME) * LOW_FRAMES + (low >>> LOW_FRAME_SHIFT));
-    words[w] = (low & LOW_FLAGS) | ((mfn % LOW_FRAMES) << LOW_FRAME_SHIFT);
-    words[w + 1] = (high & ~HIGH_FRAME) | (mfn / LOW_FRAMES);
+    const mfn = p2m.mfnOf(frameOf(low, high));
+    words[w] = (low & LOW_FLAGS) | (mfn << LOW_FRAME_SHIFT);
+    words[w + 1] = (high & ~HIGH_FRAME) | (mfn < HIGH_FRAMES ? mfn >>> 20 : mfn / LOW_FRAMES);
   }
 }

@@ -3,7 +3,7 @@
  * object of this kind stands behind it for x86 PV, another for x86 HVM and PVH.
  */
 import type { Domain, DomainInfo } from '../host/host.js';
-import type { RecordEvent } from '../stream/events.js';
+import type { PageDataEvent, RecordEvent } from '../stream/events.js';
 import type { BackendWiring, MissingStaticData } from '../toolstack/toolstack.js';
 
 /** What the operations of every kind of guest work on. */
@@ -21,7 +21,12 @@ export interface PopulatorPort {
   has(pfn: number): boolean;
   /** Gives memory to the first `count` of `pfns` that have none. `offset`: of the record that asks for it, for errors. */
   populate(pfns: Float64Array, count: number, types: Uint8Array | undefined, offset: number): Promise<void>;
+  /** The same for the table of a record. Undefined if there is nothing to wait for. */
+  populateTable(table: PageTypes, offset: number): Promise<void> | undefined;
 }
+
+/** The table of a PAGE_DATA record: the first `count` of both arrays. `run` as in PageDataEvent. */
+export type PageTypes = Pick<PageDataEvent, 'pfns' | 'types' | 'count' | 'run'>;
 
 /** Frames of the rings that the toolstack is told, INVALID_FRAME where the guest has none. */
 export interface RingFrames {
@@ -39,18 +44,16 @@ export interface RestoreOps {
   /** Once, after the stream's headers, before any other. Opens what the others need. */
   setup(): Promise<void>;
 
-  /** For each entry of each PAGE_DATA record, before anything is done for the record. */
-  pfnIsValid(pfn: number): boolean;
-
-  /** gfn of a populated pfn, INVALID_FRAME if it has no memory. */
-  pfnToGfn(pfn: number): number;
-
-  /** For each pfn that got memory: `gfn` is what the hypervisor gave for it. Throws if that cannot be. */
-  setGfn(pfn: number, gfn: number): void;
-
-  /** For each entry of each PAGE_DATA record, after memory was populated for the record. */
-  setPageType(pfn: number, type: number): void;
-
+  /** Highest pfn that an entry of a PAGE_DATA record may have at this moment. */
+  readonly maxPfn: number;
+  /** Writes the gfns of the first `count` pfns to `gfns`: INVALID_FRAME for those without memory. Of a valid table. */
+  pfnsToGfns(pfns: Float64Array, count: number, gfns: Float64Array): void;
+  /** For pfns that got memory: `gfns` is what the hypervisor gave for them. Throws if that cannot be. */
+  setGfns(pfns: Float64Array, gfns: Float64Array, count: number): void;
+  /** As `setGfns`, for `count` pfns and gfns that follow each other. */
+  setGfnRun(pfn: number, gfn: number, count: number): void;
+  /** For each PAGE_DATA record, after memory was populated for it. */
+  setPageTypes(table: PageTypes): void;
   /**
    * True if pages of this type hold frame numbers: then `collectReferences` and `localisePage` are called for each of
    * them, once all its bytes are in place.

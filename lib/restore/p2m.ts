@@ -45,14 +45,14 @@ export class LocalP2m {
   mfnOf(pfn: number): number {
     if (pfn > this.#maxPfn) return INVALID_FRAME;
     const piece = this.#pieceOf[pfn >>> PIECE_SHIFT] as number;
-    return piece === 0 ? INVALID_FRAME : ((this.#frames[piece] as Float64Array)[pfn % PIECE] as number);
+    return piece === 0 ? INVALID_FRAME : ((this.#frames[piece] as Float64Array)[pfn & (PIECE - 1)] as number);
   }
 
   /** Type nibble of a pfn; NOTAB if none was set. */
   typeOf(pfn: number): number {
     if (pfn > this.#maxPfn) return 0;
     const piece = this.#pieceOf[pfn >>> PIECE_SHIFT] as number;
-    return piece === 0 ? 0 : ((this.#types[piece] as Uint8Array)[pfn % PIECE] as number);
+    return piece === 0 ? 0 : ((this.#types[piece] as Uint8Array)[pfn & (PIECE - 1)] as number);
   }
 
   /** Sets the mfn of a pfn in range. */
@@ -63,13 +63,24 @@ export class LocalP2m {
       this.#types.push(new Uint8Array(PIECE));
       this.#pieceOf[pfn >>> PIECE_SHIFT] = piece;
     }
-    (this.#frames[piece] as Float64Array)[pfn % PIECE] = mfn;
+    (this.#frames[piece] as Float64Array)[pfn & (PIECE - 1)] = mfn;
   }
 
   /** Sets the type of a pfn in range. Types of pfns far from any frame are not kept: such pages cannot be used. */
   setType(pfn: number, type: number): void {
     const piece = this.#pieceOf[pfn >>> PIECE_SHIFT] as number;
-    if (piece !== 0) (this.#types[piece] as Uint8Array)[pfn % PIECE] = type;
+    if (piece !== 0) (this.#types[piece] as Uint8Array)[pfn & (PIECE - 1)] = type;
+  }
+
+  /** The same for `count` pfns in a row, all of them in range. */
+  setTypeRun(pfn: number, type: number, count: number): void {
+    for (let done = 0; done < count;) {
+      const at = (pfn + done) & (PIECE - 1);
+      const n = Math.min(count - done, PIECE - at);
+      const piece = this.#pieceOf[(pfn + done) >>> PIECE_SHIFT] as number;
+      if (piece !== 0) (this.#types[piece] as Uint8Array).fill(type, at, at + n);
+      done += n;
+    }
   }
 
   /** Calls `visit` for each pfn that has a type other than NOTAB, ascending. */

@@ -42,6 +42,7 @@ export class PageWriter {
   #place: Uint8Array | undefined;
   /** Entry of the record that each page of the batch belongs to. */
   readonly #entryOf = new Uint32Array(MAX_BATCH);
+  readonly #pfns = new Float64Array(MAX_BATCH);
   readonly #gfns = new Float64Array(MAX_BATCH);
   readonly #references = new Float64Array(PTES);
   #verify: VerifyScratch | undefined;
@@ -74,15 +75,24 @@ export class PageWriter {
     this.#verify ??= new VerifyScratch();
   }
 
-  /** Takes a record's table: checks its pfns, gives them memory, notes their types and maps the first batch. */
-  async begin(record: PageDataEvent): Promise<void> {
-    const { pfns, types, count, offset } = record;
-    const ops = this.#ops;
-    for (let i = 0; i < count; i++) {
-      if (!ops.pfnIsValid(pfns[i] as number)) throw this.#badPfn(record, i);
+  /**
+   * Takes a record's table: checks its pfns, gives them memory, notes their types and maps the first batch. Returns a
+   * promise only where there is something to wait for: a guest with a hole below 4 GiB comes with a thousand records
+   * without pages.
+   */
+  begin(record: PageDataEvent): Promise<void> | undefined {
+    this.#checkPfns(record);
+    const populating = this.#populator.populateTable(record, record.offset);
+    if (populating === undefined && record.dataPages === 0) {
+      this.#ops.setPageTypes(record);
+      return undefined;
     }
-    await this.#populator.populate(pfns, count, types, offset);
-    for (let i = 0; i < count; i++) ops.setPageType(pfns[i] as number, types[i] as number);
+    return this.#begin(record, populating);
+  }
+
+  async #begin(record: PageDataEvent, populating: Promise<void> | undefined): Promise<void> {
+    if (populating !== undefined) await populating;
+    this.#ops.setPageTypes(record);
     if (record.dataPages === 0) return;
     this.#record = record;
     this.#nextEntry = 0;
@@ -90,6 +100,14 @@ export class PageWriter {
     this.#batchPages = 0;
     this.#taken = 0;
     await this.#mapBatch(record);
+  }
+
+  #checkPfns(record: PageDataEvent): void {
+    const { pfns, count, run } = record;
+    const { maxPfn } = this.#ops;
+    // Of a run the last one is the highest.
+    if (run && (pfns[count - 1] as number) <= maxPfn) return;
+    for (let i = 0; i < count; i++) if ((pfns[i] as number) > maxPfn) throw this.#badPfn(record, i);
   }
 
   /**
@@ -175,6 +193,22 @@ export class PageWriter {
   async #mapBatch(record: PageDataEvent): Promise<void> {
     const { pfns, types, count } = record;
     const ops = this.#ops;
+    if (record.run) {
+      // All of them have contents, or none: then nobody comes here.
+      const from = this.#nextEntry;
+      const n = Math.min(count - from, MAX_BATCH);
+      ops.pfnsToGfns(pfns.subarray(from, from + n), n, this.#gfns);
+      for (let k = 0; k < n; k++) this.#entryOf[k] = from + k;
+      this.#batchHasTables = ops.holdsFrames(types[0] as number);
+      this.#ascending = true;
+      this.#nextEntry = from + n;
+      this.#batchPages = n;
+    } else this.#pickBatch(record);
+    this.#mapping = this.#verify?.mapping ?? (await this.#map(record, 'write'));
+  }
+
+  #pickBatch({ pfns, types, count }: PageDataEvent): void {
+    const ops = this.#ops;
     let n = 0;
     let previous = -1;
     this.#batchHasTables = false;
@@ -184,20 +218,20 @@ export class PageWriter {
       const type = types[i] as number;
       if (!pageTypeHasData(type)) continue;
       const pfn = pfns[i] as number;
-      this.#gfns[n] = ops.pfnToGfn(pfn);
+      this.#pfns[n] = pfn;
       this.#entryOf[n++] = i;
       if (pfn <= previous) this.#ascending = false;
       previous = pfn;
       if (ops.holdsFrames(type)) this.#batchHasTables = true;
     }
+    ops.pfnsToGfns(this.#pfns, n, this.#gfns);
     this.#nextEntry = i;
     this.#batchPages = n;
-    this.#mapping = this.#verify?.mapping ?? (await this.#map(record, 'write'));
   }
 
   async #map(record: PageDataEvent, access: 'read' | 'write'): Promise<PageMapping> {
     const mapping = await this.#domain.mapFrames(this.#gfns.subarray(0, this.#batchPages), access);
-    for (let i = 0; i < this.#batchPages; i++) {
+    for (let i = mapping.plain === true ? this.#batchPages : 0; i < this.#batchPages; i++) {
       const error = mapping.errors[i] as number;
       if (error === 0) continue;
       mapping.release();

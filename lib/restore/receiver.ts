@@ -64,11 +64,16 @@ export class Receiver {
     return ops.streamComplete(offset);
   }
 
-  async #pageData(event: PageDataEvent): Promise<void> {
+  #pageData(event: PageDataEvent): Promise<void> | undefined {
     const { control, pages } = this.#parts;
-    await this.#needStaticData('PAGE_DATA', event.offset);
+    if (this.#missing === undefined) return this.#firstPageData(event);
     if (control.phase !== 'memory' && !pages.verifying) control.enter('memory');
-    await pages.begin(event);
+    return pages.begin(event);
+  }
+
+  async #firstPageData(event: PageDataEvent): Promise<void> {
+    await this.#needStaticData('PAGE_DATA', event.offset);
+    await this.#pageData(event);
   }
 
   async #record(record: RecordEvent): Promise<void> {

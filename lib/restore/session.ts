@@ -45,6 +45,9 @@ const CHECKPOINT_STATE_MAX = 1024 * 1024 * 1024;
 /** ms of work without a look at timers and signals. */
 const SLICE = 50;
 
+/** Events that cost nearly nothing after which the clock is looked at. */
+const EVENTS_UNBREATHED = 64;
+
 /** What stands once the domain header is there. */
 interface Build {
   readonly domain: Domain;
@@ -66,6 +69,7 @@ export class RestoreSession {
   readonly #deviceModel = new DeviceModelStash();
   readonly #started = now();
   #slice = now();
+  #unbreathed = 0;
   #config: string | undefined;
   #imageHeader: ImageHeaderEvent | undefined;
   #domainHeader: DomainHeaderEvent | undefined;
@@ -102,7 +106,7 @@ export class RestoreSession {
   async #readStream(): Promise<void> {
     const reader = this.#reader;
     while (!reader.done) {
-      const bytes = this.#source.take(reader.want) ?? (await this.#readInPlace());
+      const bytes = this.#takeBytes() ?? (await this.#readInPlace());
       if (bytes === undefined) {
         if (await this.#more()) continue;
         return;
@@ -119,7 +123,7 @@ export class RestoreSession {
         if (work !== undefined) {
           await work;
           await this.#breathe();
-        }
+        } else if (++this.#unbreathed === EVENTS_UNBREATHED) await this.#breathe();
       }
     }
     if (this.#build === undefined) {
@@ -128,6 +132,15 @@ export class RestoreSession {
         record: 'LIBXC_CONTEXT',
       });
     }
+  }
+
+  /** What is here, or can be had without waiting for it. Contents of pages have better ways, if they are long. */
+  #takeBytes(): Uint8Array | undefined {
+    const source = this.#source;
+    const { want } = this.#reader;
+    const bytes = source.take(want);
+    if (bytes !== undefined || source.fetch === undefined) return bytes;
+    return source.fetch(this.#reader.ahead) ? source.take(want) : undefined;
   }
 
   /**
@@ -154,7 +167,7 @@ export class RestoreSession {
     let truncated: unknown;
     try {
       this.#slice = now();
-      if (await this.#source.wait(this.#reader.want, this.#control.signal)) return true;
+      if (await this.#source.wait(this.#reader.ahead, this.#control.signal)) return true;
       this.#reader.end();
     } catch (error) {
       truncated = error;
@@ -223,7 +236,10 @@ export class RestoreSession {
     const wiring = this.#options.wiring ?? (await toolstack.backendWiring(domid));
     const guestType = info.hvm ? 'hvm' : 'pv';
     const areas = maxAreas(info.maxPages, SPARE_AREAS[guestType]);
-    const populator = new Populator(domain, areas, (pfn, gfn) => ops.setGfn(pfn, gfn));
+    const populator = new Populator(domain, areas, {
+      setGfns: (pfns, gfns, count) => ops.setGfns(pfns, gfns, count),
+      setGfnRun: (pfn, gfn, count) => ops.setGfnRun(pfn, gfn, count),
+    });
     const context = { domain, info, wiring, populator };
     const ops: RestoreOps = info.hvm
       ? new X86HvmRestore(context)
@@ -382,6 +398,7 @@ export class RestoreSession {
 
   /** Lets others run now and then, where a source always has bytes, and looks at the signal. */
   async #breathe(): Promise<void> {
+    this.#unbreathed = 0;
     this.#control.throwIfCancelled();
     if (now() - this.#slice < SLICE) return;
     this.#note();

@@ -24,6 +24,7 @@ const CLEARED: readonly number[] = [
 
 export class X86HvmRestore implements RestoreOps {
   readonly guestType = 'hvm';
+  readonly maxPfn = PFN_MAX;
   readonly #context: RestoreContext;
   readonly #staticData: X86StaticData;
   #hvmContext: Uint8Array | undefined;
@@ -39,19 +40,19 @@ export class X86HvmRestore implements RestoreOps {
     // gfns are pfns, and the headers have been compared with the domain.
   }
 
-  pfnIsValid(pfn: number): boolean {
-    return pfn <= PFN_MAX;
+  pfnsToGfns(pfns: Float64Array, count: number, gfns: Float64Array): void {
+    gfns.set(pfns.subarray(0, count));
   }
 
-  pfnToGfn(pfn: number): number {
-    return pfn;
-  }
-
-  setGfn(): void {
+  setGfns(): void {
     // The guest's physical map is Xen's.
   }
 
-  setPageType(): void {
+  setGfnRun(): void {
+    // As above.
+  }
+
+  setPageTypes(): void {
     // Page tables of an HVM guest hold its own frame numbers: no page is special.
   }
 

@@ -11,7 +11,7 @@ import { LibxcRecord } from '../stream/libxc/constants.js';
 import { decodeX86PvInfo, decodeX86PvP2mFrames } from '../stream/libxc/pv.js';
 import type { MissingStaticData } from '../toolstack/toolstack.js';
 import { collectReferences, isTableOf, localiseTable } from './localise.js';
-import type { RestoreContext, RestoreOps, RingFrames } from './ops.js';
+import type { PageTypes, RestoreContext, RestoreOps, RingFrames } from './ops.js';
 import { LocalP2m, P2mLeaves } from './p2m.js';
 import { restoreSharedInfo } from './shared-info.js';
 import { X86StaticData } from './static-data.js';
@@ -43,26 +43,28 @@ export class X86PvRestore implements RestoreOps {
     this.#m2p = await this.#mapM2p();
   }
 
-  pfnIsValid(pfn: number): boolean {
-    return pfn <= this.#p2m.maxPfn;
+  get maxPfn(): number {
+    return this.#p2m.maxPfn;
   }
 
-  pfnToGfn(pfn: number): number {
-    return this.#p2m.mfnOf(pfn);
+  pfnsToGfns(pfns: Float64Array, count: number, gfns: Float64Array): void {
+    for (let i = 0; i < count; i++) gfns[i] = this.#p2m.mfnOf(pfns[i] as number);
   }
 
-  setGfn(pfn: number, gfn: number): void {
-    // Nothing else changes the domain's frames, so this one look at the M2P stands for one at every later use.
-    const m2p = this.#m2p as MachineToPhys;
-    if (gfn > m2p.maxMfn || m2p.pfnOf(gfn) !== pfn) {
-      const what = `mfn 0x${gfn.toString(16)} for pfn 0x${pfn.toString(16)} is not so in the M2P`;
-      throw new HypercallError('XENMEM_populate_physmap', Errno.ERANGE, what);
+  setGfns(pfns: Float64Array, gfns: Float64Array, count: number): void {
+    for (let i = 0; i < count; i++) this.#setGfn(pfns[i] as number, gfns[i] as number);
+  }
+
+  setGfnRun(pfn: number, gfn: number, count: number): void {
+    for (let i = 0; i < count; i++) this.#setGfn(pfn + i, gfn + i);
+  }
+
+  setPageTypes({ pfns, types, count, run }: PageTypes): void {
+    if (run) {
+      this.#p2m.setTypeRun(pfns[0] as number, types[0] as number, count);
+    } else {
+      for (let i = 0; i < count; i++) this.#p2m.setType(pfns[i] as number, types[i] as number);
     }
-    this.#p2m.set(pfn, gfn);
-  }
-
-  setPageType(pfn: number, type: number): void {
-    this.#p2m.setType(pfn, type);
   }
 
   holdsFrames(type: number): boolean {
@@ -131,6 +133,16 @@ export class X86PvRestore implements RestoreOps {
   async cleanup(): Promise<void> {
     this.#m2p?.release();
     this.#m2p = undefined;
+  }
+
+  #setGfn(pfn: number, gfn: number): void {
+    // Nothing else changes the domain's frames, so this one look at the M2P stands for one at every later use.
+    const m2p = this.#m2p as MachineToPhys;
+    if (gfn > m2p.maxMfn || m2p.pfnOf(gfn) !== pfn) {
+      const what = `mfn 0x${gfn.toString(16)} for pfn 0x${pfn.toString(16)} is not so in the M2P`;
+      throw new HypercallError('XENMEM_populate_physmap', Errno.ERANGE, what);
+    }
+    this.#p2m.set(pfn, gfn);
   }
 
   async #pvInfo(record: RecordEvent): Promise<void> {

@@ -26,6 +26,10 @@ export interface NormaliseContext {
 /** Bits of a PTE's high word that belong to the frame (32–51), and how many frames its low word counts. */
 const HIGH_FRAME = 0x000f_ffff;
 const LOW_FRAMES = 0x10_0000;
+/** Bits of it for frames that 32 bits cannot number. */
+const BEYOND_32 = 0x000f_f000;
+/** Frames that 32 bits can number. */
+const HIGH_FRAMES = 0x1_0000_0000;
 
 /**
  * Writes a copy of a page table with pfns to `out`. Slots that belong to Xen become zero: the restoring Xen fills in
@@ -81,19 +85,27 @@ export function normalisePageTable(
       const where = `entry ${i} of the level-${level} table at pfn ${hex(pfn)}`;
       throw new GuestError(SaveErrorCode.SUPERPAGE, `${where} maps a superpage: cannot migrate`);
     }
-    const mfn = (high & HIGH_FRAME) * LOW_FRAMES + (low >>> 12);
+    const mfn = frameOf(low, high);
     const target = guest.pfnOf(mfn);
     if (target === INVALID_FRAME) {
       if (!standsStill) return Normalised.NOT_NOW;
       const where = `entry ${i} of the level-${level} table at pfn ${hex(pfn)}`;
       throw new GuestError(SaveErrorCode.PAGE_TABLE, `${where}: mfn ${hex(mfn)} is not in the guest's p2m`);
     }
-    out[o] = (low & 0xfff) | ((target % LOW_FRAMES) << 12);
-    out[o + 1] = (high & ~HIGH_FRAME) | Math.floor(target / LOW_FRAMES);
+    out[o] = (low & 0xfff) | (target << 12);
+    // Whole numbers nearly always, and these are half of the work on a guest's page tables.
+    out[o + 1] = (high & ~HIGH_FRAME) | (target < HIGH_FRAMES ? target >>> 20 : target / LOW_FRAMES);
   }
   return Normalised.COPIED;
 }
 
 function frameAt(page: Uint32Array, word: number): number {
-  return ((page[word + 1] as number) & HIGH_FRAME) * LOW_FRAMES + ((page[word] as number) >>> 12);
+  return frameOf(page[word] as number, page[word + 1] as number);
+}
+
+/** The frame in an entry: in whole numbers if 32 bits hold it. */
+function frameOf(low: number, high: number): number {
+  return (high & BEYOND_32) === 0
+    ? (((high & HIGH_FRAME) << 20) | (low >>> 12)) >>> 0
+    : (high & HIGH_FRAME) * LOW_FRAMES + (low >>> 12);
 }

@@ -24,13 +24,16 @@ export class P2m {
   readonly maxMfn: number;
   /** mfns of the leaf frames, in order. */
   readonly leaves: Float64Array;
-  readonly #fpp: number;
+  // Entries of a leaf: 2^leafShift; words of an entry: 2^entryShift.
+  readonly #leafShift: number;
+  readonly #leafMask: number;
+  readonly #entryShift: number;
   readonly #m2p: MachineToPhys;
   readonly #mappings: PageMapping[] = [];
   /** Leaf i is `#words[#wordsOf[i]]` from word `#at[i]` on. */
   readonly #words: Uint32Array[] = [];
   readonly #wordsOf: Uint32Array;
-  readonly #at: Float64Array;
+  readonly #at: Uint32Array;
 
   /** Maps the leaves. What `frames` says has been checked but for its leaves being the guest's. */
   static async open(domain: Domain, width: GuestWidth, frames: P2mFrames, m2p: MachineToPhys): Promise<P2m> {
@@ -49,10 +52,12 @@ export class P2m {
     this.maxPfn = frames.maxPfn;
     this.maxMfn = m2p.maxMfn;
     this.leaves = frames.leaves;
-    this.#fpp = fppOf(width);
+    this.#leafShift = 31 - Math.clz32(fppOf(width));
+    this.#leafMask = fppOf(width) - 1;
+    this.#entryShift = width === 8 ? 1 : 0;
     this.#m2p = m2p;
     this.#wordsOf = new Uint32Array(frames.leaves.length);
-    this.#at = new Float64Array(frames.leaves.length);
+    this.#at = new Uint32Array(frames.leaves.length);
   }
 
   /**
@@ -60,13 +65,13 @@ export class P2m {
    * also numbers above every mfn: kernels mark foreign and identity frames with high bits.
    */
   mfnOf(pfn: number): number {
-    const fpp = this.#fpp;
-    const leaf = Math.floor(pfn / fpp);
+    const leaf = pfn >>> this.#leafShift;
     const words = this.#words[this.#wordsOf[leaf] as number] as Uint32Array;
-    const at = (this.#at[leaf] as number) + (pfn % fpp) * (this.width / 4);
+    const at = (this.#at[leaf] as number) + ((pfn & this.#leafMask) << this.#entryShift);
     const low = words[at] as number;
     if (this.width === 4) return low === ALL_ONES ? INVALID_FRAME : low;
     const high = words[at + 1] as number;
+    if (high === 0) return low;
     return low === ALL_ONES && high === ALL_ONES ? INVALID_FRAME : high * 0x1_0000_0000 + low;
   }
 

@@ -134,6 +134,10 @@ export interface PageDataEvent extends Piece {
   readonly types: Uint8Array;
   /** Entries whose type carries data. */
   readonly dataPages: number;
+  /**
+   * True if the pfns follow each other and all have one type: then nobody needs to look at each. False says nothing.
+   */
+  readonly run: boolean;
   /** First entry with bits 59–52 not zero, or −1. */
   readonly reservedBitsAt: number;
   /** The reserved word of the record's header. */
@@ -179,6 +183,11 @@ export type StreamEvent =
 export interface IncrementalReader {
   /** Most bytes that `feed` can take now; ≥ 1 until `done`, then 0. */
   readonly want: number;
+  /**
+   * Bytes, at least `want`, that certainly belong to this stream: what a source that must not read beyond its end may
+   * read. They are still fed in pieces of at most `want`.
+   */
+  readonly ahead: number;
   /** Offset from the start of the stream of the next byte. */
   readonly position: number;
   /** True once the format's last byte has been fed. */

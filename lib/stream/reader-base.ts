@@ -32,6 +32,10 @@ export abstract class ReaderBase implements IncrementalReader {
   /** What was being read, for the error of a stream that ends: a header's or record's name. */
   protected abstract get reading(): string | undefined;
 
+  get ahead(): number {
+    return this.want;
+  }
+
   get position(): number {
     return this.#position;
   }

@@ -43,6 +43,10 @@ export class StreamReader extends ReaderBase {
     return this.#reader?.want ?? RECOGNISE_SIZE - this.#have;
   }
 
+  override get ahead(): number {
+    return this.#reader?.ahead ?? this.want;
+  }
+
   get done(): boolean {
     return this.#reader?.done ?? false;
   }

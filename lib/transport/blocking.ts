@@ -13,6 +13,11 @@ export interface BlockingFd {
   write(views: readonly Uint8Array[]): Promise<void>;
   /** Reads until `into` is full or the stream has ended; resolves to the bytes read. */
   read(into: Uint8Array): Promise<number>;
+  /**
+   * Reads once, on the thread that calls: blocks it until there is something. The bytes read, 0 at the end of the
+   * stream, −1 if the descriptor is non-blocking and has nothing. Not while a `read` is under way.
+   */
+  readNow(into: Uint8Array): number;
   /** Makes a blocked operation, and all later ones, fail; with `spoil` the stream is out of this process's reach for good. */
   interrupt(spoil: boolean): void;
   /** Ends its thread. The descriptor stays open. */
@@ -24,8 +29,19 @@ export interface BlockingOptions {
   readonly name?: string | undefined;
 }
 
+export interface BlockingSourceOptions extends BlockingOptions {
+  /**
+   * Reads of up to 64 KiB may block the thread that asks: the way to another thread and back takes longer than they do.
+   * For a process that has nothing else to do meanwhile.
+   */
+  readonly shortReadsBlock?: boolean | undefined;
+}
+
 /** Bytes of one read: one such buffer is filled while the other is used. */
 export const BLOCKING_CHUNK = 1024 * 1024;
+
+/** Bytes of what is called a short read. */
+const SHORT_READ = 64 * 1024;
 
 /**
  * Reads exactly what `wait` is told that the caller can use. Within that, the next piece is read while the present one
@@ -35,6 +51,7 @@ export class BlockingSource implements ByteSource {
   readonly #fd: BlockingFd;
   readonly #doing: string;
   readonly #waiter: Waiter;
+  readonly #shortReadsBlock: boolean;
   #current = new Uint8Array(BLOCKING_CHUNK);
   #other = new Uint8Array(BLOCKING_CHUNK);
   #from = 0;
@@ -49,9 +66,10 @@ export class BlockingSource implements ByteSource {
   #position = 0;
   #closed = false;
 
-  constructor(fd: BlockingFd, options: BlockingOptions = {}) {
+  constructor(fd: BlockingFd, options: BlockingSourceOptions = {}) {
     this.#fd = fd;
     this.#doing = `reading ${options.name ?? 'the stream'}`;
+    this.#shortReadsBlock = options.shortReadsBlock ?? false;
     this.#waiter = new Waiter(this.#doing);
   }
 
@@ -81,9 +99,25 @@ export class BlockingSource implements ByteSource {
     return waiting;
   }
 
+  fetch(want: number): boolean {
+    if (!this.#shortReadsBlock || want > SHORT_READ || !this.#idle) return false;
+    let n: number;
+    try {
+      n = this.#fd.readNow(this.#current.subarray(0, want));
+    } catch (error) {
+      // For the next wait to tell.
+      this.#failure = transportFailure(error, this.#doing);
+      return false;
+    }
+    this.#ended = n === 0;
+    if (n <= 0) return false;
+    this.#from = 0;
+    this.#to = n;
+    return true;
+  }
+
   readInto(into: Uint8Array, signal?: AbortSignal): Promise<number> | undefined {
-    const empty = this.#from === this.#to && this.#arrived === 0 && !this.#reading && !this.#waiter.waiting;
-    return empty && !this.#over && !this.#closed ? this.#fill(into, signal) : undefined;
+    return this.#idle ? this.#fill(into, signal) : undefined;
   }
 
   /** Ends the thread. A read that blocks is interrupted; bytes that it had taken are lost. */
@@ -98,6 +132,12 @@ export class BlockingSource implements ByteSource {
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+
+  /** Nothing is here, nothing is coming, and something may still come. */
+  get #idle(): boolean {
+    const empty = this.#from === this.#to && this.#arrived === 0 && !this.#reading && !this.#waiter.waiting;
+    return empty && !this.#over && !this.#closed;
   }
 
   get #over(): boolean {

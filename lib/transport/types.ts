@@ -14,6 +14,11 @@ export interface ByteSource {
    */
   wait(want: number, signal?: AbortSignal): Promise<boolean>;
   /**
+   * Reads right here and now, for no more than `want` bytes, if a wait would cost more than the read. True if `take` has
+   * something then; else `wait`.
+   */
+  fetch?(want: number): boolean;
+  /**
    * Reads straight into memory of the caller, where that saves a copy, when `take` has nothing: resolves to the bytes
    * read, fewer than `into` holds at the end of the stream. Undefined if it cannot be done now; then `wait`. Rejects as
    * `wait` does, but not before nothing is written to `into` any more. All of `into` must be bytes that the caller can use.

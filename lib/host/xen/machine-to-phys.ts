@@ -30,7 +30,8 @@ export class XenMachineToPhys implements MachineToPhys {
     const high = this.#words[2 * mfn + 1];
     if (low === undefined || high === undefined || high >= HIGH_LIMIT || mfn > this.maxMfn)
       return INVALID_FRAME;
-    return high * HIGH_WORD + low;
+    // Whole numbers nearly always, and every entry of every page table comes here.
+    return high === 0 ? low : high * HIGH_WORD + low;
   }
 
   release(): void {

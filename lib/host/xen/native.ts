@@ -239,6 +239,11 @@ export interface NativeBlockingFd {
    */
   read(into: Uint8Array): Promise<number>;
   /**
+   * Reads once, on the thread of JavaScript, which waits: the bytes read, 0 at the end of the stream, −1 for EAGAIN.
+   * Not while a `read` is under way.
+   */
+  readNow(into: Uint8Array): number;
+  /**
    * Makes a blocked operation, and all later ones, fail with ECANCELED. With `spoil`, first puts /dev/null (O_RDONLY) in the
    * descriptor's place, so that nothing whatever can be written to the stream from this process any more.
    */

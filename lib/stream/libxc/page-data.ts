@@ -11,7 +11,7 @@
  * fast as bigint.
  */
 
-import { PAGE_SIZE, pageTypeHasData } from '../../abi/pages.js';
+import { isKnownPageType, PAGE_SIZE, pageTypeHasData } from '../../abi/pages.js';
 import { setU32, u32 } from '../../bytes/le.js';
 import { UsageError, type StreamFormatError } from '../../errors.js';
 import { formatError, StreamErrorCode, type Place } from '../codes.js';
@@ -37,6 +37,8 @@ export class PageTable {
   dataPages = 0;
   /** First entry with reserved bits that are not zero, or −1. */
   reservedBitsAt = -1;
+  /** The pfns decoded so far follow each other, and all have one type. */
+  run = true;
   #maxDataPages = 0;
   readonly #carry = new Uint8Array(PAGE_DATA_ENTRY_SIZE);
   #carried = 0;
@@ -46,6 +48,7 @@ export class PageTable {
     this.count = 0;
     this.dataPages = 0;
     this.reservedBitsAt = -1;
+    this.run = true;
     this.#maxDataPages = maxDataPages;
     this.#carried = 0;
   }
@@ -71,6 +74,8 @@ export class PageTable {
 
   #decode(bytes: Uint8Array, offset: number, n: number): boolean {
     this.#reserve(this.count + n);
+    this.run = this.run && this.#decodeRun(bytes, offset, n);
+    if (this.run) return true;
     const { pfns, types } = this;
     let i = this.count;
     let data = this.dataPages;
@@ -93,6 +98,32 @@ export class PageTable {
     this.count = i;
     this.dataPages = data;
     return good;
+  }
+
+  /**
+   * Decodes entries that go on a run, as those of nearly all records do. Whole words and integers only: a quarter of the
+   * time. Returns false, with nothing done, if they do not, or must be looked at more closely.
+   */
+  #decodeRun(bytes: Uint8Array, offset: number, n: number): boolean {
+    if (!LITTLE_ENDIAN) return false;
+    if (n === 0) return true;
+    const words = entryWords(bytes, offset, n);
+    const { pfns, types, count, dataPages } = this;
+    const from = words[0] as number;
+    const high = words[1] as number;
+    const type = high >>> 28;
+    const hasData = pageTypeHasData(type);
+    if ((high & 0x0fff_ffff) !== 0 || from + n > TWO_32) return false;
+    if (count > 0 && (pfns[count - 1] !== from - 1 || types[count - 1] !== type)) return false;
+    if (hasData && (!isKnownPageType(type) || dataPages + n > this.#maxDataPages)) return false;
+    for (let i = 1, word = 2; i < n; i++, word += 2) {
+      if (((words[word] as number) | 0) !== ((from + i) | 0) || words[word + 1] !== high) return false;
+    }
+    for (let i = 0; i < n; i++) pfns[count + i] = from + i;
+    types.fill(type, count, count + n);
+    this.count = count + n;
+    if (hasData) this.dataPages = dataPages + n;
+    return true;
   }
 
   /** Says why `feed` returned false. `place` is the record's, `length` its body's, `count` its table's. */
@@ -119,6 +150,15 @@ export class PageTable {
     this.pfns = pfns;
     this.types = types;
   }
+}
+
+/** `n` entries as words, in the machine's order. A copy only where they are not aligned. */
+function entryWords(bytes: Uint8Array, offset: number, n: number): Uint32Array {
+  const at = bytes.byteOffset + offset;
+  if (at % 4 === 0) return new Uint32Array(bytes.buffer, at, 2 * n);
+  const words = new Uint32Array(2 * n);
+  new Uint8Array(words.buffer).set(bytes.subarray(offset, offset + PAGE_DATA_ENTRY_SIZE * n));
+  return words;
 }
 
 /** Body length of a PAGE_DATA record. */

@@ -1,6 +1,6 @@
 /** Incremental reader of a libxc stream, image version 2 or 3. */
 
-import { PAGE_SIZE } from '../../abi/pages.js';
+import { MAX_BATCH, PAGE_SIZE } from '../../abi/pages.js';
 import { u32 } from '../../bytes/le.js';
 import type { StreamFormatError } from '../../errors.js';
 import { formatError, StreamErrorCode } from '../codes.js';
@@ -93,6 +93,30 @@ export class LibxcReader extends ReaderBase {
         return 0;
       default:
         return this.#head.missing;
+    }
+  }
+
+  override get ahead(): number {
+    const { want } = this;
+    switch (this.#state) {
+      case 'record-header':
+        return this.#head.missing;
+      case 'body':
+        return isLastOfTurn(this.#type) ? want : want + RECORD_HEADER_SIZE;
+      case 'page-data-head':
+        // No further than to where the contents begin in a record of usual size: they have a better place to go to.
+        return Math.min(
+          roundUp(this.#length) - PAGE_DATA_HEAD_SIZE + RECORD_HEADER_SIZE + want,
+          MAX_BATCH * PAGE_DATA_ENTRY_SIZE + want,
+        );
+      case 'page-data-table':
+        return this.#length === PAGE_DATA_HEAD_SIZE + this.#count * PAGE_DATA_ENTRY_SIZE
+          ? want + RECORD_HEADER_SIZE
+          : want;
+      case 'page-bytes':
+        return want + RECORD_HEADER_SIZE;
+      default:
+        return want;
     }
   }
 
@@ -285,6 +309,7 @@ export class LibxcReader extends ReaderBase {
       pfns: table.pfns,
       types: table.types,
       dataPages: table.dataPages,
+      run: table.run,
       reservedBitsAt: table.reservedBitsAt,
       reserved: this.#reserved,
       ...(this.#violation && { violation: this.#violation }),
@@ -336,4 +361,9 @@ export class LibxcReader extends ReaderBase {
     this.#state = state;
     this.#head.begin(size);
   }
+}
+
+/** Records after which others may have their turn: libxl goes on in the same stream. */
+function isLastOfTurn(type: number): boolean {
+  return type === LibxcRecord.END || type === LibxcRecord.CHECKPOINT;
 }

@@ -57,6 +57,10 @@ export class LibxlReader extends ReaderBase {
     return this.done ? 0 : this.#head.missing;
   }
 
+  override get ahead(): number {
+    return this.#libxc?.ahead ?? this.want;
+  }
+
   get done(): boolean {
     return this.#state === 'done';
   }

@@ -36,6 +36,10 @@ export class XlReader extends ReaderBase {
     return this.#libxl?.want ?? this.#collector.missing;
   }
 
+  override get ahead(): number {
+    return this.#libxl?.ahead ?? this.want;
+  }
+
   get done(): boolean {
     return this.#libxl?.done ?? false;
   }

@@ -11,9 +11,17 @@ function make(options: Partial<FakeOptions> = {}): {
 } {
   const host = new FakeHost({ hvm: true, maxPages: 4096, ...options });
   const frames = new Map<number, number>();
-  const populator = new Populator(host.domain, 100, (pfn, gfn) => {
+  const set = (pfn: number, gfn: number): void => {
     if (frames.has(pfn)) throw new Error(`pfn ${pfn} twice`);
     frames.set(pfn, gfn);
+  };
+  const populator = new Populator(host.domain, 100, {
+    setGfns: (pfns, gfns, count) => {
+      for (let i = 0; i < count; i++) set(pfns[i] as number, gfns[i] as number);
+    },
+    setGfnRun: (pfn, gfn, count) => {
+      for (let i = 0; i < count; i++) set(pfn + i, gfn + i);
+    },
   });
   return { populator, host, frames };
 }
@@ -36,6 +44,31 @@ describe('PopulatedSet', () => {
     for (const pfn of [1, 30, 33, AREA_PFNS + 1, 2 ** 32 - 1, 2 ** 32 + 1, 2 ** 40 - 2])
       expect(set.has(pfn)).toBe(false);
     expect(set.size).toBe(pfns.length);
+  });
+
+  it('takes runs of whole words, all of them new or all of them there', () => {
+    const set = new PopulatedSet(3);
+    expect(set.addRun(1024, 1024)).toBe(1024);
+    expect(set.addRun(1024, 1024)).toBe(0);
+    expect(set.addRun(1056, 64)).toBe(0);
+    expect(set.addRun(992, 64)).toBe(-1);
+    expect(set.has(1023)).toBe(false);
+    expect(set.has(1024)).toBe(true);
+    expect(set.has(2047)).toBe(true);
+    expect(set.has(2048)).toBe(false);
+    expect(set.addRun(5, 64)).toBe(-1);
+    expect(set.addRun(0, 33)).toBe(-1);
+    expect(set.add(2100)).toBe(true);
+    expect(set.addRun(2048, 1024)).toBe(-1);
+    expect(set.has(2101)).toBe(false);
+    expect(set.addRun(AREA_PFNS - 32, 64)).toBe(-1);
+    expect(set.addRun(AREA_PFNS - 32, 32)).toBe(32);
+    const far = 2 ** 40 - 64;
+    expect(set.addRun(far, 64)).toBe(64);
+    expect(set.has(far + 63)).toBe(true);
+    expect(set.addRun(7 * AREA_PFNS, 32)).toBe(32);
+    expect(set.addRun(8 * AREA_PFNS, 32)).toBe(-1);
+    expect(set.size).toBe(1024 + 1 + 32 + 64 + 32);
   });
 
   it('makes so many areas and no more', () => {
@@ -152,6 +185,51 @@ describe('Populator', () => {
     await populator.populate(range(512, 1030), 518, undefined, 0);
     for (const [pfn, mfn] of frames) expect(host.domain.mfnOf.get(pfn)).toBe(mfn);
     expect(frames.get(1023)! - frames.get(512)!).toBe(511);
+  });
+
+  const runOf = (from: number, count: number, type: number): Parameters<Populator['populateTable']>[0] => ({
+    pfns: range(from, from + count),
+    types: new Uint8Array(count).fill(type),
+    count,
+    run: true,
+  });
+
+  it.each([
+    ['a run of 1024', 1024, 1024, ['9: 2']],
+    ['a run with ends that are no superpages', 1024 - 32, 1024, ['0: 32', '9: 1', '0: 480']],
+    ['a short run', 4096, 64, ['0: 64']],
+    ['a run that begins in the middle of a word', 1023, 1025, ['9: 2', '0: 1']],
+    ['a run longer than its own buffers', 0, 40 * 512, ['9: 32', '9: 8']],
+    ['a run from one area to the next', AREA_PFNS - 512, 1024, ['9: 2']],
+  ])('gives memory to %s as it does one by one', async (_name, from, count, expected) => {
+    for (const hvm of [true, false]) {
+      const { populator, host, frames } = make({ hvm, maxPages: 80_000 });
+      await populator.populateTable(runOf(from, count, PageType.NOTAB), 0);
+      expect(calls(host)).toEqual(expected);
+      expect(populator.pages).toBe(count);
+      expect([...frames.keys()].sort((a, b) => a - b)).toEqual([...range(from, from + count)]);
+      for (const [pfn, gfn] of frames) expect(gfn).toBe(hvm ? pfn : host.domain.mfnOf.get(pfn));
+      // Once more: it is there, and nothing has to be waited for, or looked at page by page.
+      await populator.populateTable(runOf(from, count, PageType.L1TAB), 0);
+      expect(calls(host)).toHaveLength(expected.length);
+    }
+  });
+
+  it('has nothing to wait for where a run needs no memory, or has it', async () => {
+    const { populator, host } = make();
+    expect(populator.populateTable(runOf(0, 1024, PageType.XTAB), 0)).toBeUndefined();
+    expect(populator.pages).toBe(0);
+    await populator.populateTable(runOf(0, 1024, PageType.XALLOC), 0);
+    expect(populator.populateTable(runOf(0, 1024, PageType.NOTAB), 0)).toBeUndefined();
+    expect(calls(host)).toEqual(['9: 2']);
+  });
+
+  it('completes a run that has some memory', async () => {
+    const { populator, host, frames } = make();
+    await populator.populate(Float64Array.of(700), 1, undefined, 0);
+    await populator.populateTable(runOf(0, 1024, PageType.NOTAB), 0);
+    expect(frames.size).toBe(1024);
+    expect(calls(host)).toEqual(['0: 1', '9: 1', '0: 511']);
   });
 
   it('is exact', async () => {
