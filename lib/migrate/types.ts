@@ -35,7 +35,7 @@ export interface MigrationTimeouts {
   readonly totalMs?: number | undefined;
 }
 
-/** Options of `startMigrate`. `suspendTimeoutMs` is the limit of the suspend phase. */
+/** Options of `startMigrate`. `suspendTimeoutMs` belongs to the phase `suspend`. */
 export interface MigrateOptions extends Omit<SaveOptions, 'format' | 'afterwards'> {
   /**
    * The connection to a receiver of this library: a net.Socket, tls.TLSSocket or any Duplex of bytes, connected or

@@ -5,14 +5,18 @@ import type { SuspendOptions } from '../toolstack/toolstack.js';
 import { SaveErrorCode } from './codes.js';
 import type { SaveContext } from './context.js';
 
-/** Time that a guest has to suspend, ms: libxl's. */
+/** Time that a guest has to acknowledge, where it does, and again to suspend, ms: libxl's. */
 export const SUSPEND_TIMEOUT_MS = 60_000;
 
 /**
- * What the toolstack may take beyond the guest's time, ms: stopping the device model and saving its state. Only a
- * toolstack that hangs meets this limit.
+ * What the toolstack may take beyond the guest's time, ms. Only a toolstack that hangs meets this limit: one that is still
+ * at work would resume the guest beside the save. XenToolstack's device model takes up to 100 s (30 s to connect, 10 s to
+ * stop, 60 s to save its state), and, if that fails, 40 s more to go on; a guest that is given up is waited for 10 s.
  */
-const TOOLSTACK_GRACE_MS = 30_000;
+const TOOLSTACK_GRACE_MS = 150_000;
+
+/** The longest delay that a timer of Node can have; beyond it fires at once. */
+const LONGEST_TIMER = 2 ** 31 - 1;
 
 /** True if the domain is shut down with reason SUSPEND. */
 export function isSuspended(info: DomainInfo): boolean {
@@ -30,9 +34,11 @@ export async function suspendGuest(context: SaveContext): Promise<void> {
   if (options.alwaysAskToSuspend === true || !isSuspended(context.info)) {
     const timeoutMs = options.suspendTimeoutMs ?? SUSPEND_TIMEOUT_MS;
     const guard = new AbortController();
+    // The guest has its time twice: until it acknowledges, and until it stands.
+    const longest = Math.min(2 * timeoutMs + TOOLSTACK_GRACE_MS, LONGEST_TIMER);
     const timer = setTimeout(() => {
-      guard.abort(new TimeoutError('suspend', timeoutMs, 'the toolstack did not suspend the guest in time'));
-    }, timeoutMs + TOOLSTACK_GRACE_MS);
+      guard.abort(new TimeoutError('suspend', longest, 'the toolstack did not suspend the guest in time'));
+    }, longest);
     try {
       const signal = AbortSignal.any([control.signal, guard.signal]);
       const suspending = suspendPausedOrNot(context, { signal, timeoutMs, live });

@@ -64,7 +64,7 @@ export interface SaveOptions extends JobOptions, SaveLimits {
   readonly policy?: PrecopyPolicy | undefined;
   /** Called when pre-copy is over, before the guest is asked to suspend; the job waits for it. */
   readonly beforeSwitchover?: ((signal: AbortSignal) => Promise<void> | void) | undefined;
-  /** Time for the guest to suspend, ms. Default 60 000, libxl's. */
+  /** Time for the guest to acknowledge the request to suspend, where it does, and again to suspend, ms. Default 60 000, libxl's. */
   readonly suspendTimeoutMs?: number | undefined;
   /**
    * Ask the toolstack to suspend also a guest that is suspended already. Default false. libxl stops the device model and

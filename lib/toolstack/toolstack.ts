@@ -22,7 +22,7 @@ export interface DeviceModelState {
 /** Options of `Toolstack.suspend`. */
 export interface SuspendOptions {
   readonly signal?: AbortSignal | undefined;
-  /** Time the guest may take, in ms. libxl waits 60 s. */
+  /** Time the guest may take to acknowledge, where it does, and again to suspend, in ms. libxl: 60 s each. */
   readonly timeoutMs?: number | undefined;
   /** True while a live migration's log-dirty is on; QEMU is told so. */
   readonly live: boolean;

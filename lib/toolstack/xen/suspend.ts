@@ -5,14 +5,14 @@ import { findDomain } from './hypercalls.js';
 import { assertAlive, isSuspended, type Parts } from './parts.js';
 import { suspendRequest, type SuspendRequest } from './suspend-request.js';
 
-/** Time that libxl gives a guest. */
+/** Time that libxl gives a guest to acknowledge, where it does, and again to suspend. */
 export const SUSPEND_TIMEOUT_MS = 60_000;
 
 /**
- * How long a guest that has a request which cannot be taken back is waited for beyond that: it is about to suspend, and
- * must not stand unseen. Less than what a save leaves the toolstack.
+ * How long a guest with a request that cannot be taken back is waited for after its request was given up before its time
+ * was over: it is about to suspend, and must not stand unseen.
  */
-export const LATE_MS = 10_000;
+const LATE_MS = 10_000;
 
 /**
  * A look at the domain without any event. xenstored reports a shutdown only once until it is told that the domain was
@@ -90,9 +90,14 @@ class Wait {
       return { error, mayFollow: !(await this.#request.withdraw().catch(() => false)) };
     }
     try {
-      const end = await this.#until(timeoutMs, signal);
+      let end = await this.#until(timeoutMs, signal);
+      if (end === 'late' && this.#request.answer === 'none') {
+        if (await this.#request.withdraw()) return this.#tooLate(timeoutMs, 'withdrawn');
+        // Taken at the last moment.
+        end = await this.#until(timeoutMs, signal);
+      }
       if (end === 'suspended') return { mayFollow: false };
-      if (end === 'late') return await this.#tooLate(timeoutMs);
+      if (end === 'late') return this.#tooLate(timeoutMs);
       throwIfAborted(signal, 'suspend', this.#domid);
     } catch (error) {
       return this.#giveUp(error, resume);
@@ -100,20 +105,29 @@ class Wait {
     return { mayFollow: false };
   }
 
-  /** Waits for the guest, for the time, or for the signal. */
+  /** Waits for the guest, for the time, or for the signal. The time begins anew when the guest takes the request. */
   async #until(ms: number, signal?: AbortSignal): Promise<'suspended' | 'late' | 'aborted'> {
     const { calls, clock } = this.#parts;
     const time = { over: false };
-    const stopTimer = clock.after(ms, () => {
-      time.over = true;
-      this.#bell.ring();
-    });
+    const start = (): (() => void) =>
+      clock.after(ms, () => {
+        time.over = true;
+        this.#bell.ring();
+      });
+    let stopTimer = start();
+    let { answer } = this.#request;
     const stopPoll = every(clock, POLL_MS, this.#bell.ring);
     signal?.addEventListener('abort', this.#bell.ring);
     try {
       for (;;) {
         // The request first: a guest that suspends right after the look rings again.
         await this.#request.look();
+        if (this.#request.answer !== answer) {
+          ({ answer } = this.#request);
+          stopTimer();
+          time.over = false;
+          stopTimer = start();
+        }
         const info = await findDomain(calls, this.#domid);
         assertAlive(this.#domid, info, 'while it was asked to suspend');
         if (isSuspended(info)) return 'suspended';
@@ -128,13 +142,8 @@ class Wait {
     }
   }
 
-  /** The time is over. A guest that takes the request at the last moment gets a little more, as from libxl. */
-  async #tooLate(timeoutMs: number): Promise<SuspendOutcome> {
+  #tooLate(timeoutMs: number, withdrawn?: 'withdrawn'): SuspendOutcome {
     const { how, answer } = this.#request;
-    const withdrawn = await this.#request.withdraw();
-    if (!withdrawn && answer === 'none') {
-      if ((await this.#until(LATE_MS)) === 'suspended') return { mayFollow: false };
-    }
     const what = withdrawn
       ? `took no notice within ${timeoutMs} ms; the request was taken back`
       : answer === 'unknown'
@@ -142,7 +151,7 @@ class Wait {
         : `acknowledged the request, but did not suspend within ${timeoutMs} ms`;
     const message = `guest ${this.#domid}, asked ${how} to suspend, ${what}`;
     const error = new TimeoutError('suspend', timeoutMs, message, { domid: this.#domid });
-    return { error, mayFollow: !withdrawn };
+    return { error, mayFollow: withdrawn === undefined };
   }
 
   /** Cancelled, or failed on the way. `error` stays the first one. */

@@ -77,6 +77,29 @@ describe('through xenstore', () => {
     expect(String(error)).toContain('acknowledged the request, but did not suspend within 1000 ms');
   });
 
+  it('begins the time anew, once, when the guest takes the request', async () => {
+    const suspending = suspend(60_000);
+    await until(() => world.store.store.get(SHUTDOWN) === 'suspend');
+    world.clock.advance(50_000);
+    const reads = (): number => world.store.requests.filter((r) => r === `XS_READ ${SHUTDOWN}`).length;
+    const before = reads();
+    world.store.write(SHUTDOWN, '');
+    await until(() => reads() > before);
+    // The look at the domain that follows.
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    // What the guest does with the node later on gives it no more time.
+    world.store.write(SHUTDOWN, 'x');
+    world.clock.advance(59_000);
+    let over = false;
+    void suspending.catch(() => (over = true));
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    expect(over).toBe(false);
+    world.clock.advance(1000);
+    const error = await errorOf(suspending);
+    expect(String(error)).toContain('acknowledged the request, but did not suspend within 60000 ms');
+    expect(world.clock.now).toBe(110_000);
+  });
+
   it('sees a guest that xenstored does not tell of, a second later', async () => {
     world.store.onWrite = (path, value) => {
       if (path !== SHUTDOWN || value !== 'suspend') return;
@@ -99,7 +122,7 @@ describe('through xenstore', () => {
     await until(() => world.store.watched.length === 0);
   });
 
-  it('gives a guest that answers at the last moment a little more time', async () => {
+  it('gives a guest that answers at the last moment its time to suspend', async () => {
     // The guest answers between the timeout and the transaction that would take the request back.
     const release = world.store.hold('XS_TRANSACTION_START');
     const suspending = suspend(3000);
@@ -108,6 +131,8 @@ describe('through xenstore', () => {
     await until(() => world.store.requests.some((r) => r.startsWith('XS_TRANSACTION_START')));
     world.store.write(SHUTDOWN, '');
     release();
+    await until(() => world.clock.waiting === 2);
+    world.clock.advance(2999);
     await new Promise((resolve) => setTimeout(resolve, 10));
     stop(2);
     await suspending;
