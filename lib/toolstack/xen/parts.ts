@@ -2,7 +2,13 @@
 import { GuestError } from '../../errors.js';
 import type { XenstoreClient } from '../xenstore/index.js';
 import type { Clock } from './clock.js';
-import type { EventChannels, Hypercalls, ToolstackDomainInfo, WatchReadable } from './hypercalls.js';
+import type {
+  EventChannels,
+  Hypercalls,
+  ToolstackDomainInfo,
+  WatchReadable,
+  WrapError,
+} from './hypercalls.js';
 import { xsPath, type XenFolders } from './paths.js';
 import type { Ran } from './run.js';
 
@@ -12,6 +18,8 @@ export interface Parts {
   readonly store: () => Promise<XenstoreClient>;
   readonly openEvtchn: () => EventChannels;
   readonly watchReadable: WatchReadable;
+  /** For what the two above throw; `calls` have it done. */
+  readonly wrapError: WrapError;
   readonly lockFile: ((fd: number) => void) | undefined;
   readonly clock: Clock;
   readonly folders: XenFolders;

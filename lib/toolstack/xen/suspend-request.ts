@@ -94,11 +94,11 @@ async function openEventChannel(
     channels = parts.openEvtchn();
     const local = bind(parts, channels, domid, port);
     await parts.calls.subscribe(domid, port);
-    return new EventChannelRequest(parts, { channels, local, unlock, ring });
+    return new EventChannelRequest(parts, { domid, channels, local, unlock, ring });
   } catch (error) {
     channels?.close();
     await unlock();
-    throw error;
+    throw parts.wrapError(error, domid);
   }
 }
 
@@ -113,19 +113,28 @@ function bind(parts: Parts, channels: EventChannels, domid: number, port: number
   }
 }
 
+interface BoundChannel {
+  readonly domid: number;
+  readonly channels: EventChannels;
+  readonly local: number;
+  readonly unlock: () => Promise<void>;
+  readonly ring: () => void;
+}
+
 /** The guest's event channel for this very purpose. It says nothing until it has suspended. */
 class EventChannelRequest implements SuspendRequest {
   readonly how = 'by its suspend event channel';
   readonly answer = 'unknown';
+  readonly #parts: Parts;
+  readonly #domid: number;
   readonly #channels: EventChannels;
   readonly #local: number;
   readonly #unlock: () => Promise<void>;
   readonly #watch: { rearm(): void; close(): void };
 
-  constructor(
-    parts: Parts,
-    of: { channels: EventChannels; local: number; unlock: () => Promise<void>; ring: () => void },
-  ) {
+  constructor(parts: Parts, of: BoundChannel) {
+    this.#parts = parts;
+    this.#domid = of.domid;
     this.#channels = of.channels;
     this.#local = of.local;
     this.#unlock = of.unlock;
@@ -133,12 +142,12 @@ class EventChannelRequest implements SuspendRequest {
   }
 
   async send(): Promise<void> {
-    this.#channels.notify(this.#local);
+    this.#try(() => this.#channels.notify(this.#local));
   }
 
   async look(): Promise<void> {
     // A port is pending right after it is bound, so an event says no more than "look".
-    while (this.#channels.pending() >= 0);
+    while (this.#try(() => this.#channels.pending()) >= 0);
     this.#watch.rearm();
   }
 
@@ -150,6 +159,14 @@ class EventChannelRequest implements SuspendRequest {
     this.#watch.close();
     this.#channels.close();
     await this.#unlock();
+  }
+
+  #try<T>(call: () => T): T {
+    try {
+      return call();
+    } catch (cause) {
+      throw this.#parts.wrapError(cause, this.#domid);
+    }
   }
 }
 

@@ -66,8 +66,10 @@ export class XenToolstack implements Toolstack, AsyncDisposable {
   /** Opens nothing yet. `close` it. */
   constructor(options: XenToolstackOptions) {
     this.#options = options;
+    const { wrapError = hypercallError } = options;
     this.#parts = {
-      calls: wrapped(options.calls, options.wrapError ?? hypercallError),
+      calls: wrapped(options.calls, wrapError),
+      wrapError,
       store: () => this.#openStore(),
       openEvtchn: options.openEvtchn,
       watchReadable: options.watchReadable,

@@ -9,6 +9,7 @@ import {
   HypercallError,
   TimeoutError,
 } from '../../../../lib/errors.js';
+import { Errno } from '../../../../lib/abi/errno.js';
 import { EINVAL, errorOf, makeWorld, nativeError, passTime, until, type World } from './world.js';
 
 const SHUTDOWN = '/local/domain/5/control/shutdown';
@@ -467,6 +468,39 @@ describe('by event channel', () => {
     world.evtchn.notifyError = nativeError('notify', 5);
     await expect(suspend()).rejects.toMatchObject({ errno: 5 });
     expect(world.evtchn.closed).toBe(true);
+  });
+
+  it.each([
+    ['openEvtchn', 'openEvtchn'],
+    ['bindInterdomain', 'xenevtchn_bind_interdomain'],
+    ['watchReadable', 'eventfd'],
+    ['notify', 'xenevtchn_notify'],
+    ['pending', 'xenevtchn_pending'],
+  ])('fails with an error of this library when %s does', async (where, syscall) => {
+    const { evtchn } = world;
+    const raw = nativeError(syscall, Errno.EIO);
+    const fail = (): never => {
+      throw raw;
+    };
+    const other = await makeWorld({
+      ...(where === 'openEvtchn' ? { openEvtchn: fail } : { openEvtchn: () => evtchn }),
+      ...(where === 'watchReadable'
+        ? { watchReadable: fail }
+        : { watchReadable: (_fd, ring) => evtchn.watch(ring) }),
+    });
+    try {
+      other.xen.add(5);
+      other.store.write(PORT, '12');
+      if (where === 'bindInterdomain') evtchn.bindError = raw;
+      if (where === 'notify') evtchn.notifyError = raw;
+      if (where === 'pending') evtchn.pending = fail;
+      const error = await errorOf(passTime(other, other.toolstack.suspend(5, { live: false })));
+      expect(error).toBeInstanceOf(HypercallError);
+      expect(error).toMatchObject({ errno: Errno.EIO, syscall, domid: 5, cause: raw });
+      expect(evtchn.closed).toBe(where !== 'openEvtchn');
+    } finally {
+      await other[Symbol.asyncDispose]();
+    }
   });
 
   it('takes libxc’s lock, and removes its file', async () => {
