@@ -21,14 +21,18 @@ struct DirtyPages {
 
 }  // namespace
 
+// All of these are Length::kLong: they go through all of the guest's page tables or its whole bitmap, once in a pass.
+
 Napi::Value Xen::EnableLogDirty(const Napi::CallbackInfo& info) {
-  return RunDomctl(info, "shadow_op", XEN_DOMCTL_shadow_op,
-                   [](xen_domctl& domctl) { domctl.u.shadow_op.op = XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY; });
+  return RunDomctl(
+      info, "shadow_op", XEN_DOMCTL_shadow_op,
+      [](xen_domctl& domctl) { domctl.u.shadow_op.op = XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY; }, Length::kLong);
 }
 
 Napi::Value Xen::DisableLogDirty(const Napi::CallbackInfo& info) {
-  return RunDomctl(info, "shadow_op", XEN_DOMCTL_shadow_op,
-                   [](xen_domctl& domctl) { domctl.u.shadow_op.op = XEN_DOMCTL_SHADOW_OP_OFF; });
+  return RunDomctl(
+      info, "shadow_op", XEN_DOMCTL_shadow_op,
+      [](xen_domctl& domctl) { domctl.u.shadow_op.op = XEN_DOMCTL_SHADOW_OP_OFF; }, Length::kLong);
 }
 
 Napi::Value Xen::LogDirty(const Napi::CallbackInfo& info) {
@@ -64,7 +68,8 @@ Napi::Value Xen::LogDirty(const Napi::CallbackInfo& info) {
         out.Set("dirtyCount", found.dirty);
         out.Set("faultCount", found.fault);
         return out;
-      });
+      },
+      Length::kLong);
 }
 
 }  // namespace xm

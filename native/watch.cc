@@ -36,21 +36,20 @@ class WatchThread {
   WatchThread() = default;
   WatchThread(const WatchThread&) = delete;
   WatchThread& operator=(const WatchThread&) = delete;
-  ~WatchThread() {
-    if (wake_ >= 0) close(wake_);
-  }
+  ~WatchThread() { CloseWake(); }
 
-  /** Returns 0 or an errno. */
-  static int Start(Napi::Env env, int fd, Napi::Function callback, bool keep_alive, std::shared_ptr<WatchThread>* out) {
+  /** Throws an Error that names the call that failed. */
+  static std::shared_ptr<WatchThread> Start(Napi::Env env, int fd, Napi::Function callback, bool keep_alive) {
     auto self = std::make_shared<WatchThread>();
     self->fd_ = fd;
     self->wake_ = eventfd(0, EFD_CLOEXEC);
-    if (self->wake_ < 0) return errno;
+    if (self->wake_ < 0) throw ErrnoError(env, "eventfd", errno);
     auto share = std::make_unique<std::shared_ptr<WatchThread>>(self);
     self->calls_ = Calls::New(env, callback, "xen_migration.watchReadable", 0, 1, self.get(),
                               [held = share.get()](Napi::Env, void*, WatchThread* shared) {
                                 shared->Close();
                                 if (shared->thread_.joinable()) shared->thread_.join();
+                                shared->CloseWake();
                                 delete held;
                               });
     share.release();
@@ -69,10 +68,9 @@ class WatchThread {
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
     if (errnum != 0) {
       self->calls_.Release();
-      return errnum;
+      throw ErrnoError(env, "pthread_create", errnum);
     }
-    *out = std::move(self);
-    return 0;
+    return self;
   }
 
   void Rearm() {
@@ -87,10 +85,17 @@ class WatchThread {
   }
 
  private:
+  /** On the thread of JavaScript, like CloseWake(). */
   void Wake() {
     const uint64_t one = 1;
-    // Cannot fail but by overflow, and then it is awake anyway.
-    if (write(wake_, &one, sizeof one) < 0) return;
+    // Cannot fail but by overflow, and then it is awake anyway; or because it has ended.
+    if (wake_ < 0 || write(wake_, &one, sizeof one) < 0) return;
+  }
+
+  /** Once the thread has ended: JavaScript may hold `rearm` and `close` for much longer. */
+  void CloseWake() {
+    if (wake_ >= 0) close(wake_);
+    wake_ = -1;
   }
 
   void Run() {
@@ -124,10 +129,8 @@ Napi::Value WatchReadable(const Napi::CallbackInfo& info) {
   if (!info[1].IsFunction()) throw ArgumentTypeError(env, "callback must be a function");
   if (fcntl(fd, F_GETFD) < 0) throw ErrnoError(env, "fcntl", errno);
   const bool keep_alive = info[2].IsBoolean() && info[2].As<Napi::Boolean>().Value();
-  std::shared_ptr<WatchThread> watch;
-  if (const int errnum = WatchThread::Start(env, fd, info[1].As<Napi::Function>(), keep_alive, &watch)) {
-    throw ErrnoError(env, "pthread_create", errnum);
-  }
+  const std::shared_ptr<WatchThread> watch =
+      WatchThread::Start(env, fd, info[1].As<Napi::Function>(), keep_alive);
   auto object = Napi::Object::New(env);
   object.Set("rearm", Napi::Function::New(env, [watch](const Napi::CallbackInfo&) { watch->Rearm(); }, "rearm"));
   object.Set("close", Napi::Function::New(env, [watch](const Napi::CallbackInfo&) { watch->Close(); }, "close"));

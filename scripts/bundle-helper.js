@@ -51,6 +51,8 @@ await bundle.write({
   entryFileNames: program,
   chunkFileNames: '[name].cjs',
   comments: false,
+  // What is not there need not be parsed. Names stay: they stand in traces of errors.
+  minify: { compress: true, mangle: false, codegen: { removeWhitespace: true } },
 });
 await bundle.close();
 if (missing.size > 0)

@@ -19,6 +19,7 @@ import {
   LibxcRecord,
   PAGE_DATA_ENTRY_SIZE,
 } from '../stream/libxc/constants.js';
+import { LibxcReader } from '../stream/libxc/reader.js';
 import { LibxlRecord } from '../stream/libxl/constants.js';
 import { StreamReader } from '../stream/stream-reader.js';
 import type { Toolstack } from '../toolstack/toolstack.js';
@@ -65,7 +66,7 @@ export class RestoreSession {
   readonly #source: ByteSource;
   readonly #options: RestoreOptions;
   readonly #toolstack: Toolstack;
-  readonly #reader: StreamReader;
+  readonly #reader: StreamReader | LibxcReader;
   readonly #deviceModel = new DeviceModelStash();
   readonly #started = now();
   #slice = now();
@@ -89,7 +90,8 @@ export class RestoreSession {
     this.#source = source;
     this.#options = options;
     this.#toolstack = options.toolstack ?? host.toolstack;
-    this.#reader = new StreamReader({ format: options.format });
+    // Bare streams have a thousand records without pages to read: not one layer more than need be.
+    this.#reader = options.format === 'libxc' ? new LibxcReader() : new StreamReader({ format: options.format });
   }
 
   /** The whole of it. Whatever fails: nothing stays mapped, and a domain that was made here is destroyed. */
@@ -295,7 +297,7 @@ export class RestoreSession {
     const { info } = this.#build as Build;
     this.#checkpoints = new Checkpoints(
       {
-        bare: this.#reader.format === 'libxc',
+        bare: this.#reader instanceof LibxcReader || this.#reader.format === 'libxc',
         image: this.#imageHeader as ImageHeaderEvent,
         domain: this.#domainHeader as DomainHeaderEvent,
         position: this.#reader.position,

@@ -205,6 +205,42 @@ const scenarios = {
     assert.equal(map.live, false);
   },
 
+  async 'watches that were closed'() {
+    const { watchReadable } = load();
+    const fd = pipe();
+    const descriptors = () => fs.readdirSync('/proc/self/fd').length;
+    const before = descriptors();
+    // Kept, so that no garbage collection can help.
+    const watches = Array.from({ length: 20 }, (_, i) => watchReadable(fd, () => {}, i % 2 === 0));
+    kept.push(watches);
+    assert.equal(descriptors(), before + 20);
+    for (const watch of watches) watch.close();
+    const until = performance.now() + 10_000;
+    while (descriptors() > before && performance.now() < until) await turn();
+    assert.equal(descriptors(), before);
+    // No descriptor of somebody else is written to.
+    const other = fs.openSync('/dev/null', 'r');
+    for (const watch of watches) {
+      watch.rearm();
+      watch.close();
+    }
+    fs.closeSync(other);
+  },
+
+  'watching without descriptors left'() {
+    const { watchReadable } = load();
+    const fd = pipe();
+    execFileSync('prlimit', [`--pid=${process.pid}`, '--nofile=100']);
+    const taken = [];
+    try {
+      for (;;) taken.push(fs.openSync('/dev/null', 'r'));
+    } catch (error) {
+      assert.equal(/** @type {NodeJS.ErrnoException} */ (error).code, 'EMFILE');
+    }
+    assert.throws(() => watchReadable(fd, () => {}, true), { code: 'EMFILE', syscall: 'eventfd' });
+    for (const one of taken) fs.closeSync(one);
+  },
+
   'release without buffer'() {
     const { PageMap, mapped } = load();
     const map = new PageMap(1);

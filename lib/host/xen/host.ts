@@ -183,7 +183,7 @@ function makeToolstack(addon: NativeAddon, calls: NativeXen, options: XenHostOpt
       if (addon.Evtchn === undefined) throw noXen();
       return new addon.Evtchn();
     },
-    watchReadable: (fd, callback) => addon.watchReadable(fd, callback),
+    watchReadable: (fd, callback, keepAlive) => addon.watchReadable(fd, callback, keepAlive),
     lockFile: (fd) => addon.lockFile(fd),
     openStore: () => openXenstore({ device: addon }),
     wrapError: hostError,

@@ -103,12 +103,12 @@ export class LibxcReader extends ReaderBase {
         return this.#head.missing;
       case 'body':
         return isLastOfTurn(this.#type) ? want : want + RECORD_HEADER_SIZE;
-      case 'page-data-head':
+      case 'page-data-head': {
+        const rest = roundUp(this.#length) - PAGE_DATA_HEAD_SIZE + want;
+        const table = want + MAX_BATCH * PAGE_DATA_ENTRY_SIZE;
         // No further than to where the contents begin in a record of usual size: they have a better place to go to.
-        return Math.min(
-          roundUp(this.#length) - PAGE_DATA_HEAD_SIZE + RECORD_HEADER_SIZE + want,
-          MAX_BATCH * PAGE_DATA_ENTRY_SIZE + want,
-        );
+        return rest <= table ? rest + RECORD_HEADER_SIZE : table;
+      }
       case 'page-data-table':
         return this.#length === PAGE_DATA_HEAD_SIZE + this.#count * PAGE_DATA_ENTRY_SIZE
           ? want + RECORD_HEADER_SIZE

@@ -65,8 +65,12 @@ export interface EventChannels {
   close(): void;
 }
 
-/** Calls back once when `fd` can be read, again after `rearm`. */
-export type WatchReadable = (fd: number, callback: () => void) => { rearm(): void; close(): void };
+/** Calls back once when `fd` can be read, again after `rearm`. With `keepAlive` the process does not end meanwhile. */
+export type WatchReadable = (
+  fd: number,
+  callback: () => void,
+  keepAlive: boolean,
+) => { rearm(): void; close(): void };
 
 /** Makes an error of this library of what a hypercall rejected with. */
 export type WrapError = (cause: unknown, domid?: number) => XenMigrationError;

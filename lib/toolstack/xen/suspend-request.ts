@@ -138,7 +138,7 @@ class EventChannelRequest implements SuspendRequest {
     this.#channels = of.channels;
     this.#local = of.local;
     this.#unlock = of.unlock;
-    this.#watch = parts.watchReadable(of.channels.fd, of.ring);
+    this.#watch = parts.watchReadable(of.channels.fd, of.ring, true);
   }
 
   async send(): Promise<void> {

@@ -165,13 +165,21 @@ const scenarios = {
     clearInterval(timer);
     assert.ok(turns >= 2);
     // What may take long is never done here.
-    await new Promise((resolve) => setImmediate(resolve));
-    const destroyed = xen.destroy(SLOW);
-    let over = false;
-    void destroyed.then(() => (over = true));
-    await turn();
-    assert.equal(over, false);
-    await destroyed;
+    for (const call of [
+      () => xen.destroy(SLOW),
+      () => xen.setPagingAllocation(SLOW, 1),
+      () => xen.enableLogDirty(SLOW),
+      () => xen.disableLogDirty(SLOW),
+      () => xen.logDirty(SLOW, true, false, new Uint32Array(1), 32),
+    ]) {
+      await turn();
+      const called = call();
+      let over = false;
+      void called.then(() => (over = true));
+      await turn();
+      assert.equal(over, false, String(call));
+      await called;
+    }
   },
 
   async 'log callback throws'() {

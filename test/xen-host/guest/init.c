@@ -6,6 +6,7 @@
  *   TICK n                                 every `tick` milliseconds
  *   SUM ok n pages=N hash=H                pass n over all pages found every word as it was written
  *   SUM BAD n page=P word=W want=… got=…   it did not; the page is put right, so that each loss is told once
+ *   VCPU v TICK n online=0-V               the same often, of each vcpu but the first: a process bound to v runs on v
  *
  * Options, on the kernel's command line: fill=MiB, dirty=MiB rewritten in every tick, tick=ms, pass=ticks that a pass
  * over all memory takes, seed=number. As /sbin/poweroff it ends the guest.
@@ -14,7 +15,9 @@
  * still no page or generation that could stand for another. Generations are counted aside: a page that a migration
  * carried over stale does not fit to its count.
  */
+#define _GNU_SOURCE
 #include <fcntl.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +26,7 @@
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -77,14 +81,29 @@ static long option(const char *name, long otherwise) {
   return otherwise;
 }
 
-static void say(const char *path) {
-  char text[64];
+/* The first line of a file of the kernel's. */
+static const char *line(const char *path) {
+  static char text[64];
   int fd = open(path, O_RDONLY);
   ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
   if (fd >= 0) close(fd);
   text[n < 0 ? 0 : n] = 0;
   text[strcspn(text, "\n")] = 0;
-  printf(" %s", text);
+  return text;
+}
+
+/* Where the process runs is asked each time: Linux moves it away from a vcpu that goes offline. */
+static void tick_on(int vcpu, struct timespec pause) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(vcpu, &set);
+  if (sched_setaffinity(0, sizeof set, &set)) printf("SUM BAD no vcpu %d\n", vcpu);
+  for (unsigned long n = 1;; n++) {
+    unsigned here = 0;
+    syscall(SYS_getcpu, &here, NULL, NULL);
+    printf("VCPU %u TICK %lu online=%s\n", here, n, line("/sys/devices/system/cpu/online"));
+    nanosleep(&pause, NULL);
+  }
 }
 
 int main(int argc, char **argv) {
@@ -104,20 +123,22 @@ int main(int argc, char **argv) {
   seed = (uint64_t)option("seed", 1);
   if (dirty > count) dirty = count;
   if (slices < 1) slices = 1;
+  struct timespec pause = {tick / 1000, tick % 1000 * 1000000};
+  /* Now, while they have no memory that would be copied when it is rewritten. */
+  for (int vcpu = 1; vcpu < sysconf(_SC_NPROCESSORS_ONLN); vcpu++)
+    if (fork() == 0) tick_on(vcpu, pause);
   size_t bytes = count * sizeof *pages;
   pages = bytes ? mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) : NULL;
   generation = calloc(count + 1, sizeof *generation);
   if (pages == MAP_FAILED || !generation) printf("SUM BAD no memory\n"), count = dirty = 0;
   for (size_t p = 0; p < count; p++) fill(p);
   printf("GUEST UP pages=%zu dirty=%zu seed=%lu", count, dirty, (unsigned long)seed);
-  say("/sys/hypervisor/guest_type");
-  say("/proc/uptime");
-  printf("\n");
+  printf(" %s", line("/sys/hypervisor/guest_type"));
+  printf(" %s\n", line("/proc/uptime"));
 
   size_t next = 0, slice = (count + slices - 1) / slices;
   unsigned long pass = 1, bad = 0;
   uint64_t hash = 0;
-  struct timespec pause = {tick / 1000, tick % 1000 * 1000000};
   for (unsigned long n = 1;; n++) {
     printf("TICK %lu\n", n);
     for (size_t p = 0; p < dirty; p++) {

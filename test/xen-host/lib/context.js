@@ -10,6 +10,7 @@ import { run } from './process.js';
  * @typedef {object} GuestOptions
  * @property {string} [name] default: a new one
  * @property {number} [memory] MiB; default 96, HVM 128 (96 at least), tiny 32
+ * @property {number} [vcpus] default 1; the Linux guests tell of each
  * @property {number} [fill] MiB that the guest fills and checks; default 32
  * @property {number} [dirty] MiB of them that it rewrites in every tick; default 1
  * @property {number} [tick] milliseconds; default 500
@@ -171,7 +172,7 @@ export class Context {
     const name = options.name ?? newName(type);
     const config = this.file(`${name}.cfg`);
     fs.writeFileSync(config, configuration(type, name, options));
-    const guest = new Guest(this, name, type, config);
+    const guest = new Guest(this, name, type, config, options.vcpus);
     const since = guest.mark();
     await this.xl(['create', config]);
     if (type === 'tiny') await guest.tinyGoesOn(60);
@@ -186,12 +187,17 @@ export class Context {
  * @param {GuestOptions} options
  * @returns {string} configuration for xl; of a line that comes twice, the later counts
  */
-function configuration(type, name, { memory, fill, dirty, tick, seed, config = {} }) {
+function configuration(type, name, { memory, vcpus, fill, dirty, tick, seed, config = {} }) {
   const text = fs.readFileSync(`/xen-host/guest/${type}.cfg`, 'utf8');
   const extra = text.match(/^extra = "(.*)"$/m)?.[1];
   const more = Object.entries({ fill, dirty, tick, seed }).filter(([, value]) => value !== undefined);
   /** @type {Record<string, string | number>} */
-  const lines = { name, ...(memory === undefined ? {} : { memory, maxmem: memory }), ...config };
+  const lines = {
+    name,
+    ...(memory === undefined ? {} : { memory, maxmem: memory }),
+    ...(vcpus === undefined ? {} : { vcpus }),
+    ...config,
+  };
   if (extra !== undefined)
     lines['extra'] ??= `${extra} ${more.map(([key, value]) => `${key}=${value}`).join(' ')}`;
   const kept = text.split('\n').filter((line) => lines[line.split(' = ')[0] ?? ''] === undefined);

@@ -13,12 +13,14 @@ export class Guest {
    * @param {string} name
    * @param {import('./context.js').GuestType} type
    * @param {string} config file for xl
+   * @param {number} [vcpus]
    */
-  constructor(t, name, type, config) {
+  constructor(t, name, type, config, vcpus = 1) {
     this.t = t;
     this.name = name;
     this.type = type;
     this.config = config;
+    this.vcpus = vcpus;
   }
 
   /** @returns {Promise<number>} throws if there is no such domain */
@@ -99,22 +101,31 @@ export class Guest {
   }
 
   /**
-   * Waits until the guest has shown that it lives and that its memory holds: three ticks in a row, and a pass over all
-   * of its memory that began after `since`. The OS-less guest tells of ticks only.
+   * Waits until the guest has shown that it lives and that its memory holds: three ticks in a row, on each of its vcpus,
+   * which are all online, and a pass over all of its memory that began after `since`. The OS-less guest tells of ticks only.
    *
    * @param {Mark} [since] default: now
    * @param {number} [seconds]
    */
   async goesOn(since = this.mark(), seconds = 90) {
     if (this.type === 'tiny') return this.tinyGoesOn(seconds);
-    const ticks = await this.waitFor(/^TICK (\d+)/, { since, seconds, count: 3 });
+    await this.#threeInARow(/^TICK (\d+)/, since, seconds);
+    for (let vcpu = 1; vcpu < this.vcpus; vcpu++) {
+      const all = `0-${this.vcpus - 1}`;
+      await this.#threeInARow(new RegExp(`^VCPU ${vcpu} TICK (\\d+) online=${all}$`), since, seconds);
+    }
+    // The first pass that ends after the mark may have begun before it.
+    await this.waitFor(/^SUM ok (\d+)/, { since, seconds, count: 2 });
+  }
+
+  /** @param {RegExp} pattern with the number @param {Mark} since @param {number} seconds */
+  async #threeInARow(pattern, since, seconds) {
+    const ticks = await this.waitFor(pattern, { since, seconds, count: 3 });
     // By number: those of a migrated guest stand in several logs.
     const numbers = ticks.map(([, n]) => Number(n)).sort((a, b) => a - b);
     const [first = 0, second = 0, third = 0] = numbers;
     if (second !== first + 1 || third !== first + 2)
-      throw new Error(`${this.name}: ticks ${numbers.join(', ')} are not in a row`);
-    // The first pass that ends after the mark may have begun before it.
-    await this.waitFor(/^SUM ok (\d+)/, { since, seconds, count: 2 });
+      throw new Error(`${this.name}: ${pattern.source}: ${numbers.join(', ')} are not in a row`);
   }
 
   /** @param {number} seconds */

@@ -419,6 +419,7 @@ describe('by event channel', () => {
     expect(world.xen.domains.get(5)?.subscribed).toEqual([12]);
     expect(world.evtchn.notified).toEqual([7]);
     expect(world.evtchn.closed).toBe(true);
+    expect(world.evtchn.keepAlive).toBe(true);
     expect(world.store.store.has(SHUTDOWN)).toBe(false);
     expect(world.clock.waiting).toBe(0);
   });
@@ -486,7 +487,7 @@ describe('by event channel', () => {
       ...(where === 'openEvtchn' ? { openEvtchn: fail } : { openEvtchn: () => evtchn }),
       ...(where === 'watchReadable'
         ? { watchReadable: fail }
-        : { watchReadable: (_fd, ring) => evtchn.watch(ring) }),
+        : { watchReadable: (_fd, ring, keepAlive) => evtchn.watch(ring, keepAlive) }),
     });
     try {
       other.xen.add(5);

@@ -144,6 +144,7 @@ export class FakeHypervisor {
 export class FakeEvtchn implements EventChannels {
   readonly fd = 1000;
   closed = false;
+  keepAlive = false;
   readonly notified: number[] = [];
   /** Guest's port by local port. */
   readonly bound = new Map<number, number>();
@@ -177,8 +178,9 @@ export class FakeEvtchn implements EventChannels {
     this.#pending.push(7);
     this.#tell();
   }
-  watch(callback: () => void): { rearm(): void; close(): void } {
+  watch(callback: () => void, keepAlive: boolean): { rearm(): void; close(): void } {
     this.#callback = callback;
+    this.keepAlive = keepAlive;
     this.#armed = true;
     this.#tell();
     return {
@@ -259,7 +261,7 @@ export async function makeWorld(options: Partial<XenToolstackOptions> = {}): Pro
   const toolstack = new XenToolstack({
     calls: xen.calls,
     openEvtchn: () => evtchn,
-    watchReadable: (_fd, callback) => evtchn.watch(callback),
+    watchReadable: (_fd, callback, keepAlive) => evtchn.watch(callback, keepAlive),
     openStore: () => openXenstore({ path: store.path }),
     folders: { run: dir, lib: dir },
     clock,
