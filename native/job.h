@@ -31,7 +31,7 @@ class Job {
  protected:
   Job(std::shared_ptr<Handles> handles, Napi::Function log, int min_level);
 
-  /** On a pool thread. Throws CallError. */
+  /** On a pool thread, or by Now() on that of JavaScript. Throws CallError. */
   virtual void Work(Handles& handles) = 0;
   /** On the thread of JavaScript, after the work succeeded: what the promise resolves to. */
   virtual Napi::Value Settle(Napi::Env env) = 0;

@@ -129,8 +129,7 @@ Napi::Value WatchReadable(const Napi::CallbackInfo& info) {
   if (!info[1].IsFunction()) throw ArgumentTypeError(env, "callback must be a function");
   if (fcntl(fd, F_GETFD) < 0) throw ErrnoError(env, "fcntl", errno);
   const bool keep_alive = info[2].IsBoolean() && info[2].As<Napi::Boolean>().Value();
-  const std::shared_ptr<WatchThread> watch =
-      WatchThread::Start(env, fd, info[1].As<Napi::Function>(), keep_alive);
+  const std::shared_ptr<WatchThread> watch = WatchThread::Start(env, fd, info[1].As<Napi::Function>(), keep_alive);
   auto object = Napi::Object::New(env);
   object.Set("rearm", Napi::Function::New(env, [watch](const Napi::CallbackInfo&) { watch->Rearm(); }, "rearm"));
   object.Set("close", Napi::Function::New(env, [watch](const Napi::CallbackInfo&) { watch->Close(); }, "close"));

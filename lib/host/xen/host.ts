@@ -34,8 +34,8 @@ export interface XenHostOptions {
   readonly acceptDefaultCpuPolicy?: boolean | undefined;
   /**
    * Makes most calls on the thread of JavaScript instead of the thread pool. For a process that does nothing else than to
-   * save or restore, like the save helper: the way over the pool costs more than most hypercalls. Each call then
-   * blocks the event loop for as long as it takes, some milliseconds at most.
+   * save or restore, like the save helper: the way over the pool costs more than most hypercalls. Each of these calls
+   * blocks the event loop for as long as it takes. Log-dirty, destruction and paging memory stay on the pool.
    */
   readonly inline?: boolean | undefined;
   /** @internal For tests: `createDomain` makes HVM domains, without the device model that only libxl starts. */

@@ -3,9 +3,10 @@
  *
  * One step each, no policy. Errors are Node-like: `code` (`ENOENT`, `EFAULT`…), positive `errno`, `syscall`, with libxenctrl's
  * own words in the message; bad arguments are TypeError or RangeError and nothing was done. Every method of `NativeXen`
- * that returns a promise runs on the thread pool. Buffers that are handed in are read before the call returns, and
- * written to (`out` parameters) when the promise resolves, on the thread of JavaScript: they may not be shorter than
- * the call says, and may be detached or used for something else meanwhile only at the price of their contents.
+ * that returns a promise runs on the thread pool, but for what `inline` (below) makes on the thread of JavaScript.
+ * Buffers that are handed in are read before the call returns, and written to (`out` parameters) when the promise
+ * resolves, on the thread of JavaScript: they may not be shorter than the call says, and may be detached or used for
+ * something else meanwhile only at the price of their contents.
  *
  * Frames are Float64Array; −1 is INVALID_MFN both ways.
  */
@@ -274,7 +275,8 @@ export interface NativeAddon {
    *
    * With `inline`, most calls are made on the thread of JavaScript, before they return their promise: for a process
    * that has nothing else to do, where the way over the thread pool costs more than the hypercall. Every 16th call
-   * still goes that way, so that signals and sockets get their turn; and those that may take long do always.
+   * still goes that way, so that signals and sockets get their turn; and `enableLogDirty`, `disableLogDirty`, `logDirty`,
+   * `setPagingAllocation` and `destroy` do always: they go through the whole guest.
    */
   readonly Xen?: new (
     log: (level: number, message: string) => void,
