@@ -12,11 +12,12 @@ import type { XenGuestKind } from './xen-side.js';
 /** Time for xenstored to answer, ms. A healthy one takes less than one. */
 const XENSTORE_MS = 5000;
 
-/** Devices of the kernel, and what needs them. */
-const DEVICES: readonly (readonly [path: string, use: string])[] = [
-  ['/dev/xen/privcmd', 'hypercalls and guest memory'],
-  ['/dev/xen/evtchn', 'events, to suspend guests'],
-  ['/dev/xen/xenbus', 'xenstore, where its daemon has no socket'],
+/** Devices of the kernel by the names that Xen's libraries try, and what needs them. */
+const DEVICES: readonly (readonly [paths: readonly [string, ...string[]], use: string])[] = [
+  [['/dev/xen/privcmd', '/proc/xen/privcmd'], 'hypercalls and guest memory'],
+  [['/dev/xen/hypercall'], 'buffers of hypercalls; not in Linux before 4.18'],
+  [['/dev/xen/evtchn'], 'events, to suspend guests'],
+  [['/dev/xen/xenbus'], 'xenstore, where its daemon has no socket'],
 ];
 
 /** Folders in which Xen's own programs may be: Debian's by release, then those of other builds. */
@@ -96,7 +97,7 @@ export async function survey(world: SurveyWorld): Promise<Survey> {
   const { root = '', probe = probeXen, ownHelpers = OWN_HELPERS } = world;
   const { build, hypervisor, problem } = probe();
   const devices = await Promise.all(
-    DEVICES.map(async ([device, use]) => ({ path: device, use, access: await accessTo(root + device) })),
+    DEVICES.map(async ([paths, use]) => ({ ...(await firstDevice(root, paths)), use })),
   );
   const xenstore = await surveyXenstore(world);
   const usable = problem === undefined && xenstore.answers;
@@ -208,6 +209,18 @@ async function isOneOf(chosen: string | undefined, own: readonly string[], searc
     if (real !== undefined) return targets.includes(real);
   }
   return false;
+}
+
+/** The first that is there; of none, the first. */
+async function firstDevice(
+  root: string,
+  paths: readonly [string, ...string[]],
+): Promise<{ path: string; access: Access }> {
+  for (const device of paths) {
+    const state = await accessTo(root + device);
+    if (state !== 'absent') return { path: device, access: state };
+  }
+  return { path: paths[0], access: 'absent' };
 }
 
 async function accessTo(file: string): Promise<Access> {

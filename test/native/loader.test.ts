@@ -57,6 +57,7 @@ describe('loading', () => {
     const error = addonError(() => loadAddon(rootWith('absent')));
     expect(error.code).toBe('ERR_XEN_ADDON_MISSING');
     expect(error.message).toContain('npm rebuild xen-migration');
+    expect(error.message).toContain('npm rebuild --global xen-migration');
     expect(error.message).toContain('npm install-scripts approve xen-migration');
     expect(error.cause).toBeInstanceOf(Error);
   });
@@ -109,6 +110,9 @@ describe('reaching Xen', () => {
       ? ['ERR_XEN_NO_PRIVCMD', 'ERR_XEN_PERMISSION']
       : ['ERR_XEN_ADDON_NO_XEN'];
     expect(expected).toContain(probe.problem?.code);
+    const cure =
+      /boot Xen and run this in its control domain, dom0.*`modprobe xen-privcmd`|run as root|npm rebuild/;
+    expect(probe.problem?.message).toMatch(cure);
     expect(addonError(() => loadAddonWithXen()).code).toBe(probe.problem?.code);
   });
 

@@ -9,6 +9,7 @@ import bindings from 'bindings';
 import { fileURLToPath } from 'node:url';
 import { Errno } from '../../abi/errno.js';
 import { AddonError } from '../../errors.js';
+import { noPrivcmd, REBUILD } from './errors.js';
 import type { AddonBuild, HypervisorVersion, NativeAddon } from './native.js';
 
 const ADDON = 'xen_migration';
@@ -16,8 +17,7 @@ const ADDON = 'xen_migration';
 /** Root of the package, from lib/host/xen/ and dist/host/xen/ alike. */
 const PACKAGE_ROOT = fileURLToPath(new URL('../../..', import.meta.url));
 
-const REBUILD =
-  'run `npm rebuild xen-migration` (npm 12 and later: `npm install-scripts approve xen-migration` before it)';
+const RUN_REBUILD = `run ${REBUILD} (npm 12 and later: \`npm install-scripts approve xen-migration\` before it)`;
 
 const loaded = new Map<string, NativeAddon>();
 
@@ -52,17 +52,19 @@ export function loadAddonWithXen(root?: string): { addon: NativeAddon; hyperviso
 /** The hypervisor that answers, whether or not it does what it is asked. */
 function reachXen(root?: string): { addon: NativeAddon; hypervisor: HypervisorVersion } {
   const addon = loadAddon(root);
-  if (addon.hypervisor === undefined) {
-    throw new AddonError(
-      'ERR_XEN_ADDON_NO_XEN',
-      `the native addon was built without Xen: install Xen's development files (Debian: libxen-dev), then ${REBUILD}`,
-    );
-  }
+  if (addon.hypervisor === undefined) throw builtWithoutXen();
   try {
     return { addon, hypervisor: addon.hypervisor() };
   } catch (cause) {
     throw noHypervisor(cause);
   }
+}
+
+export function builtWithoutXen(): AddonError {
+  return new AddonError(
+    'ERR_XEN_ADDON_NO_XEN',
+    `the native addon was built without Xen: install Xen's development files (Debian: libxen-dev), then ${RUN_REBUILD}`,
+  );
 }
 
 /** What `probeXen` found. */
@@ -109,20 +111,22 @@ function load(root: string): NativeAddon {
 function notLoaded(cause: unknown): AddonError {
   const { code, message } = facts(cause);
   if (code !== 'ERR_DLOPEN_FAILED') {
-    return new AddonError('ERR_XEN_ADDON_MISSING', `the native addon is not built: ${REBUILD}`, { cause });
+    return new AddonError('ERR_XEN_ADDON_MISSING', `the native addon is not built: ${RUN_REBUILD}`, {
+      cause,
+    });
   }
   const library = /^(?:.*: )?(\S+\.so[.\d]*): cannot open shared object file/.exec(message)?.[1];
   if (library !== undefined) {
     return new AddonError(
       'ERR_XEN_ADDON_LIBRARY',
       `the native addon needs ${library}, which is not on this machine: install the package that holds it, or, ` +
-        `if Xen has been upgraded since the addon was built, ${REBUILD}`,
+        `if Xen has been upgraded since the addon was built, ${RUN_REBUILD}`,
       { cause },
     );
   }
   return new AddonError(
     'ERR_XEN_ADDON_LIBRARY',
-    `the native addon does not fit this machine's libraries (${message}): ${REBUILD}`,
+    `the native addon does not fit this machine's libraries (${message}): ${RUN_REBUILD}`,
     { cause },
   );
 }
@@ -138,11 +142,7 @@ function noHypervisor(cause: unknown): AddonError {
       },
     );
   }
-  return new AddonError(
-    'ERR_XEN_NO_PRIVCMD',
-    `no Xen to speak to: this system does not run as a Xen control domain (${message})`,
-    { cause },
-  );
+  return noPrivcmd(message, cause);
 }
 
 /**
@@ -165,7 +165,7 @@ export function refusal(build: AddonBuild, hypervisor: HypervisorVersion): Addon
     'ERR_XEN_VERSION_MISMATCH',
     `the native addon uses the libraries of Xen ${String(build.xenVersion)}, which the running Xen ${running} refuses: ` +
       `boot the hypervisor that the libraries belong to; or install the libraries and libxen-dev of Xen ` +
-      `${String(hypervisor.major)}.${String(hypervisor.minor)}, then ${REBUILD}`,
+      `${String(hypervisor.major)}.${String(hypervisor.minor)}, then ${RUN_REBUILD}`,
   );
 }
 

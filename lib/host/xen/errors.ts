@@ -5,10 +5,14 @@
 import { Errno } from '../../abi/errno.js';
 import { AddonError, HypercallError, UsageError, XenMigrationError } from '../../errors.js';
 
+/** How the addon is built anew. */
+export const REBUILD =
+  '`npm rebuild xen-migration`, or, where it is installed globally, `npm rebuild --global xen-migration`';
+
 /** What a domctl that Xen does not even look at means. */
 const OTHER_VERSION =
   'the hypervisor speaks another version of its control interface than the Xen libraries that the addon was built ' +
-  'with (rebuild it with this release of them: `npm rebuild xen-migration`), or its security policy (XSM) refuses';
+  `with (rebuild it with this release of them: ${REBUILD}), or its security policy (XSM) refuses`;
 const NOT_ALLOWED = 'not allowed: run as root in the control domain; a security policy (XSM) may refuse, too';
 
 /** set_address_size means a domain that has memory already. */
@@ -51,6 +55,13 @@ export function openError(cause: unknown): XenMigrationError {
     const what = `no permission to use Xen's interfaces: run as root (${message})`;
     return new AddonError('ERR_XEN_PERMISSION', what, { cause });
   }
-  const what = `no Xen to speak to: this system does not run as a Xen control domain (${message})`;
+  return noPrivcmd(message, cause);
+}
+
+/** There is no interface to a hypervisor. */
+export function noPrivcmd(message: string, cause: unknown): AddonError {
+  const what =
+    `no Xen to speak to: this system does not run as a Xen control domain (${message}); boot Xen and run this in its ` +
+    `control domain, dom0, whose kernel needs xen-privcmd (\`modprobe xen-privcmd\`)`;
   return new AddonError('ERR_XEN_NO_PRIVCMD', what, { cause });
 }

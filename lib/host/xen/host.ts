@@ -1,11 +1,11 @@
 /** `Host` on the machine that this process controls: real Xen, through the native addon. */
 import { debug } from '../../debug.js';
-import { AddonError, UsageError } from '../../errors.js';
+import { UsageError } from '../../errors.js';
 import type { Toolstack } from '../../toolstack/toolstack.js';
 import { XenToolstack } from '../../toolstack/xen/toolstack.js';
 import { openXenstore } from '../../toolstack/xenstore/index.js';
 import type { Domain, DomainInfo, Host, MachineToPhys, XenVersion } from '../host.js';
-import { loadAddonWithXen } from './addon.js';
+import { builtWithoutXen, loadAddonWithXen } from './addon.js';
 import { XenDomain, domainInfo } from './domain.js';
 import { hostError, openError } from './errors.js';
 import { Gate } from './gate.js';
@@ -167,7 +167,7 @@ function openXen(
   inline?: boolean,
 ): NativeXen {
   const { Xen } = addon;
-  if (Xen === undefined) throw noXen();
+  if (Xen === undefined) throw builtWithoutXen();
   try {
     return new Xen(log, minLevel, inline);
   } catch (cause) {
@@ -180,7 +180,7 @@ function makeToolstack(addon: NativeAddon, calls: NativeXen, options: XenHostOpt
   return new XenToolstack({
     calls,
     openEvtchn: () => {
-      if (addon.Evtchn === undefined) throw noXen();
+      if (addon.Evtchn === undefined) throw builtWithoutXen();
       return new addon.Evtchn();
     },
     watchReadable: (fd, callback, keepAlive) => addon.watchReadable(fd, callback, keepAlive),
@@ -190,8 +190,4 @@ function makeToolstack(addon: NativeAddon, calls: NativeXen, options: XenHostOpt
     acceptDefaultCpuPolicy,
     hvmWithoutDeviceModel,
   });
-}
-
-function noXen(): AddonError {
-  return new AddonError('ERR_XEN_ADDON_NO_XEN', 'the native addon was built without Xen');
 }

@@ -88,9 +88,22 @@ describe('what is found', () => {
     });
     expect(found.devices.map(({ path: device, access }) => [device, access])).toEqual([
       ['/dev/xen/privcmd', 'usable'],
+      ['/dev/xen/hypercall', 'absent'],
       ['/dev/xen/evtchn', 'usable'],
       ['/dev/xen/xenbus', 'absent'],
     ]);
+  });
+
+  test('privcmd under its old name, and the device of hypercall buffers', async () => {
+    file('proc/xen/privcmd');
+    file('dev/xen/hypercall');
+    const { devices } = await look();
+    expect(devices.slice(0, 2).map(({ path: device, access }) => [device, access])).toEqual([
+      ['/proc/xen/privcmd', 'usable'],
+      ['/dev/xen/hypercall', 'usable'],
+    ]);
+    file('dev/xen/privcmd');
+    expect((await look()).devices[0]).toMatchObject({ path: '/dev/xen/privcmd', access: 'usable' });
   });
 
   test('nothing at all', async () => {

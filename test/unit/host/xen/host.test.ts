@@ -25,10 +25,15 @@ describe('opening', () => {
   });
 
   it.each([
-    ['EACCES', 13, 'ERR_XEN_PERMISSION'],
-    ['EPERM', 1, 'ERR_XEN_PERMISSION'],
-    ['ENOENT', 2, 'ERR_XEN_NO_PRIVCMD'],
-  ])('%s is told as what it is', (code, errno, expected) => {
+    ['EACCES', 13, 'ERR_XEN_PERMISSION', /run as root/],
+    ['EPERM', 1, 'ERR_XEN_PERMISSION', /run as root/],
+    [
+      'ENOENT',
+      2,
+      'ERR_XEN_NO_PRIVCMD',
+      /boot Xen and run this in its control domain, dom0.*`modprobe xen-privcmd`/,
+    ],
+  ])('%s is told as what it is, with the cure', (code, errno, expected, cure) => {
     const fake = new FakeAddon();
     fake.openFails = nativeError('xc_interface_open', code, errno);
     let error: unknown;
@@ -39,6 +44,7 @@ describe('opening', () => {
     }
     expect(error).toBeInstanceOf(AddonError);
     expect(error).toMatchObject({ code: expected, cause: fake.openFails });
+    expect((error as Error).message).toMatch(cure);
   });
 
   it('needs an addon with Xen', () => {
@@ -47,7 +53,10 @@ describe('opening', () => {
     expect(() => new XenHost({ addon: rest, toolstack })).toThrow(UsageError);
     const { Xen: _, ...withoutClass } = new FakeAddon().addon;
     expect(() => new XenHost({ addon: withoutClass, toolstack })).toThrow(
-      expect.objectContaining({ code: 'ERR_XEN_ADDON_NO_XEN' }),
+      expect.objectContaining({
+        code: 'ERR_XEN_ADDON_NO_XEN',
+        message: expect.stringMatching(/libxen-dev.*npm rebuild/) as string,
+      }),
     );
   });
 
