@@ -73,7 +73,7 @@ export async function arrivedGuest(open: OpenHost, domid: number, guestType: 'pv
   }
 }
 
-/** As xl: digits are a domid if there is such a domain, else a name like any other. */
+/** As XenHost.resolveDomain: digits are a domid if there is such a domain, else a name like any other. */
 function lookUp(
   operand: string,
   domains: readonly DomainInfo[],

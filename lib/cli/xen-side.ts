@@ -39,7 +39,11 @@ export async function openXenSide(): Promise<XenSide> {
   return {
     host,
     hypervisor: host.hypervisor,
-    labels: () => withXenstore(readLabels),
+    labels: async () => {
+      const [names, types] = await Promise.all([host.listNames(), withXenstore(readTypes)]);
+      const domids = new Set([...names.keys(), ...types.keys()]);
+      return new Map([...domids].map((domid) => [domid, { name: names.get(domid), type: types.get(domid) }]));
+    },
     rename: (domid, name) => withXenstore((store) => rename(store, domid, name)),
   };
 }
@@ -53,17 +57,14 @@ async function withXenstore<T>(use: (store: XenstoreClient) => Promise<T>): Prom
   }
 }
 
-async function readLabels(store: XenstoreClient): Promise<Map<number, Label>> {
-  const labels = new Map<number, Label>();
-  for (const entry of await store.list('/local/domain')) {
-    if (!/^\d+$/.test(entry)) continue;
-    const [name, type] = await Promise.all([
-      store.read(`/local/domain/${entry}/name`),
-      store.read(`/libxl/${entry}/type`),
-    ]);
-    labels.set(Number(entry), { name: name === '' ? undefined : name, type });
+/** By domid, of the domains that libxl or this library built. */
+async function readTypes(store: XenstoreClient): Promise<Map<number, string>> {
+  const types = new Map<number, string>();
+  for (const entry of await store.list('/libxl')) {
+    const type = /^\d+$/.test(entry) ? await store.read(`/libxl/${entry}/type`) : undefined;
+    if (type !== undefined) types.set(Number(entry), type);
   }
-  return labels;
+  return types;
 }
 
 /** As libxl does it: in the domain's own nodes, and in those of its UUID, which a domain of the same UUID may have taken along. */

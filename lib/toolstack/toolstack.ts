@@ -85,6 +85,12 @@ export interface Toolstack {
   /** Adds one pause. */
   pause(domid: number): Promise<void>;
 
+  /**
+   * Rejects with UsageError if `destroy` is sure to fail, for whoever asks before a long operation that ends with it. A
+   * toolstack that can destroy whatever there is has no need of it.
+   */
+  assertDestroyable?(domid: number): Promise<void>;
+
   /** Destroys the domain and frees its memory. No-op if it is gone. */
   destroy(domid: number): Promise<void>;
 }

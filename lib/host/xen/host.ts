@@ -107,6 +107,24 @@ export class XenHost implements Host, AsyncDisposable {
     }, domid);
   }
 
+  /**
+   * The domain that a number in digits, or a name, means. A number that no domain has may be a name.
+   *
+   * @throws UsageError if there is no such domain, if several have the name, or if the host was given its toolstack
+   */
+  resolveDomain(nameOrDomid: string): Promise<number> {
+    return this.#call(() => this.#names().resolveDomain(nameOrDomid));
+  }
+
+  /**
+   * Names of domains, by domid in rising order. Domains without a name are not there.
+   *
+   * @throws XenstoreError; UsageError if the host was given its toolstack
+   */
+  listNames(): Promise<ReadonlyMap<number, string>> {
+    return this.#call(() => this.#names().listNames());
+  }
+
   mapMachineToPhys(): Promise<MachineToPhys> {
     return this.#call(async () => new XenMachineToPhys(await this.#xen.mapMachineToPhys()));
   }
@@ -124,6 +142,12 @@ export class XenHost implements Host, AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
+  }
+
+  /** Names are the toolstack's, not the hypervisor's. */
+  #names(): XenToolstack {
+    if (this.#ownToolstack !== undefined) return this.#ownToolstack;
+    throw new UsageError('this host was given its toolstack, which knows the names of the domains');
   }
 
   async #close(): Promise<void> {

@@ -30,6 +30,19 @@ export async function destroyDomain(parts: Parts, models: DeviceModels, domid: n
   models.forget(domid);
 }
 
+/** Throws UsageError if the domain has what only libxl can undo, and there is no xl here to do it. */
+export async function assertDestroyable(parts: Parts, domid: number): Promise<void> {
+  const why = await needsXl(await parts.store(), domid);
+  // Whatever it answers: it is there.
+  if (why === undefined || (await parts.runXl(['help'])) !== undefined) return;
+  const what = `${onlyByXl(domid, why)}, and there is no xl here: let the guest go on, or leave it suspended`;
+  throw new UsageError(what, { domid, phase: 'setup' });
+}
+
+function onlyByXl(domid: number, why: string): string {
+  return `domain ${domid} has ${why}, which only libxl can take down properly`;
+}
+
 /** What of the domain only libxl can undo; undefined if there is nothing of the kind. */
 async function needsXl(store: XenstoreClient, domid: number): Promise<string | undefined> {
   for (const kind of await store.list(`${xsPath.libxl(domid)}/device`)) {
@@ -46,7 +59,7 @@ async function needsXl(store: XenstoreClient, domid: number): Promise<string | u
 
 async function destroyByXl(parts: Parts, domid: number, why: string): Promise<void> {
   const ran = await parts.runXl(['destroy', String(domid)]);
-  const has = `domain ${domid} has ${why}, which only libxl can take down properly`;
+  const has = onlyByXl(domid, why);
   if (ran === undefined) {
     throw new UsageError(`${has}, and there is no xl here: destroy it with the toolstack that made it`, {
       domid,

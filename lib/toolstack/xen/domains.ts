@@ -21,17 +21,15 @@ export async function listNames(parts: Parts): Promise<Map<number, string>> {
 }
 
 /**
- * The domain that a name or number means, as xl understands it: digits alone are a domid.
+ * The domain that a name or number means. Digits are a domid if there is such a domain, else a name like any other (to xl
+ * never a name).
  *
  * @throws UsageError if there is no such domain, or several have the name
  */
 export async function resolveDomain(parts: Parts, nameOrId: string): Promise<number> {
   if (/^\d+$/.test(nameOrId)) {
     const domid = Number(nameOrId);
-    if (domid >= DOMID_FIRST_RESERVED || (await findDomain(parts.calls, domid)) === undefined) {
-      throw new UsageError(`there is no domain ${nameOrId} on this host`);
-    }
-    return domid;
+    if (domid < DOMID_FIRST_RESERVED && (await findDomain(parts.calls, domid)) !== undefined) return domid;
   }
   const found: number[] = [];
   for (const [domid, name] of await listNames(parts)) {
@@ -40,7 +38,7 @@ export async function resolveDomain(parts: Parts, nameOrId: string): Promise<num
   }
   const [domid] = found;
   if (domid === undefined)
-    throw new UsageError(`there is no domain named ${JSON.stringify(nameOrId)} on this host`);
+    throw new UsageError(`there is no domain ${JSON.stringify(nameOrId)} on this host`);
   if (found.length > 1) {
     throw new UsageError(
       `domains ${found.join(', ')} are all named ${JSON.stringify(nameOrId)}: give the number`,

@@ -10,7 +10,7 @@ import type {
 import { openXenstore, type XenstoreClient } from '../xenstore/index.js';
 import { systemClock, type Clock } from './clock.js';
 import { createDomain, type MadeDomain } from './create.js';
-import { destroyDomain, endProcess } from './destroy.js';
+import { assertDestroyable, destroyDomain, endProcess } from './destroy.js';
 import { DeviceModels } from './device-model.js';
 import { completeNodes } from './domain-nodes.js';
 import { listNames, resolveDomain } from './domains.js';
@@ -171,13 +171,17 @@ export class XenToolstack implements Toolstack, AsyncDisposable {
     await this.#parts.calls.pause(domid);
   }
 
+  async assertDestroyable(domid: number): Promise<void> {
+    await assertDestroyable(this.#parts, domid);
+  }
+
   async destroy(domid: number): Promise<void> {
     await this.#late.drop(domid);
     await destroyDomain(this.#parts, this.#models, domid);
     this.#made.delete(domid);
   }
 
-  /** The domain that a name, or a number in digits, means. Rejects with UsageError if there is none. */
+  /** The domain that a number in digits, or a name, means. Rejects with UsageError if there is none, or several. */
   resolveDomain(nameOrId: string): Promise<number> {
     return resolveDomain(this.#parts, nameOrId);
   }

@@ -3,7 +3,8 @@ import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { AddonError } from '../../../lib/errors.js';
+import { AddonError, UsageError } from '../../../lib/errors.js';
+import type { Toolstack } from '../../../lib/toolstack/toolstack.js';
 import { run, testIo, type TestIo } from './io.js';
 import { FakeXen, HYPERVISOR } from './xen.js';
 
@@ -34,7 +35,7 @@ describe('which guest', () => {
     }
   });
 
-  test('a number is a domid first, as for xl', async () => {
+  test('a number is a domid first, and else a name', async () => {
     const domid = await xen.guest('web1');
     await xen.guest(String(domid));
     const { out } = await xm('save', String(domid), at('a'), '-c', '--json');
@@ -95,6 +96,19 @@ describe('save and restore', () => {
       new RegExp(`^restored pv guest web1 from .* as domain ${domid + 1}: .*\\n {2}it runs\\n$`),
     );
     expect(xen.sim.guest(domid + 1).stats().running).toBe(true);
+  });
+
+  test('a guest that cannot be destroyed afterwards is not saved first', async () => {
+    const domid = await xen.guest('web1');
+    const toolstack: Toolstack = xen.sim.toolstack;
+    toolstack.assertDestroyable = async (asked) => {
+      throw new UsageError(`domain ${asked} has a device (vif)`, { phase: 'setup' });
+    };
+    const { code, err } = await xm('save', 'web1', at('a'));
+    expect({ code, err }).toEqual({ code: 1, err: `xen-migrate save: domain ${domid} has a device (vif)\n` });
+    expect(existsSync(at('a'))).toBe(false);
+    expect(xen.sim.guest(domid).stats().running).toBe(true);
+    expect((await xm('save', 'web1', at('a'), '-c')).code).toBe(0);
   });
 
   test('-c lets it go on, -p keeps it paused, both together are refused', async () => {

@@ -1,10 +1,14 @@
 /** XenHost over an addon that records: opening, listing, the M2P, and closing in any order. */
-import { describe, expect, it } from 'vitest';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { describe, expect, it, vi } from 'vitest';
 import { Errno } from '../../../../lib/abi/errno.js';
 import { AddonError, HypercallError, UsageError } from '../../../../lib/errors.js';
 import { INVALID_FRAME } from '../../../../lib/host/host.js';
 import { XenHost, type XenHostOptions } from '../../../../lib/host/xen/host.js';
 import { SimulatedHost } from '../../../../lib/testing.js';
+import { startFakeXenstored } from '../../toolstack/fake-xenstored.js';
 import { FakeAddon, FakePageMap, nativeError, nativeInfo } from './fake-addon.js';
 
 const toolstack = new SimulatedHost().toolstack;
@@ -142,6 +146,39 @@ describe('the M2P', () => {
     fake.answers.mapMachineToPhys = () =>
       Promise.reject(nativeError('XENMEM_machphys_mfn_list', 'EOPNOTSUPP', 95));
     await expect(host.mapMachineToPhys()).rejects.toMatchObject({ errno: Errno.EOPNOTSUPP });
+  });
+});
+
+describe('names', () => {
+  it('are those of xenstore', async () => {
+    const dir = await mkdtemp(join(tmpdir(), 'xen-host-'));
+    const store = await startFakeXenstored({ dir });
+    vi.stubEnv('XENSTORED_PATH', store.path);
+    try {
+      store.write('/local/domain/7/name', 'web1');
+      const fake = new FakeAddon();
+      fake.answers.domainInfo = (domid: number) => {
+        if (domid === 7) return nativeInfo(domid);
+        throw nativeError('getdomaininfo', 'ESRCH', 3);
+      };
+      await using host = new XenHost({ addon: fake.addon });
+      expect([...(await host.listNames())]).toEqual([[7, 'web1']]);
+      expect(await host.resolveDomain('web1')).toBe(7);
+      expect(await host.resolveDomain('7')).toBe(7);
+      await expect(host.resolveDomain('web2')).rejects.toThrow('there is no domain "web2" on this host');
+      await host.close();
+      await expect(host.listNames()).rejects.toBeInstanceOf(UsageError);
+    } finally {
+      vi.unstubAllEnvs();
+      await store.close();
+      await rm(dir, { recursive: true });
+    }
+  });
+
+  it('are the business of the toolstack that it was given', async () => {
+    const { host } = open();
+    await expect(host.listNames()).rejects.toThrow(/was given its toolstack/);
+    await expect(host.resolveDomain('web1')).rejects.toBeInstanceOf(UsageError);
   });
 });
 

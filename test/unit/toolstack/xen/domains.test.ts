@@ -75,6 +75,13 @@ describe('names', () => {
     expect(await world.toolstack.resolveDomain('0')).toBe(0);
   });
 
+  it('a number is a domid first, and else a name', async () => {
+    world.store.write('/local/domain/10/name', '3');
+    expect(await world.toolstack.resolveDomain('3')).toBe(3);
+    world.store.write('/local/domain/10/name', '77');
+    expect(await world.toolstack.resolveDomain('77')).toBe(10);
+  });
+
   it.each(['eleven', 'nonsense', '', '4', '32752', '99999999999', 'Ten'])('%j is no domain', async (name) => {
     await expect(world.toolstack.resolveDomain(name)).rejects.toBeInstanceOf(UsageError);
   });
@@ -565,11 +572,20 @@ describe('destroying a domain', () => {
         other.store.write('/libxl/5/device/vif/0/backend', 'x');
       }
       await expect(none.toolstack.destroy(5)).rejects.toThrow('there is no xl here');
+      // Who asks before is told before.
+      const refusal = await errorOf(none.toolstack.assertDestroyable(5));
+      expect(refusal).toBeInstanceOf(UsageError);
+      expect(String(refusal)).toMatch(
+        /domain 5 has a device \(vif\), which only libxl .* there is no xl here/,
+      );
+      await failing.toolstack.assertDestroyable(5);
       const error = await errorOf(failing.toolstack.destroy(5));
       expect(error).toBeInstanceOf(XenMigrationError);
       expect(error).toMatchObject({ code: 'ERR_XEN_GUEST_NOT_DESTROYED' });
       expect(String(error)).toContain('libxl: error: no');
       expect(none.xen.domains.size + failing.xen.domains.size).toBe(2);
+      none.xen.add(6);
+      await none.toolstack.assertDestroyable(6);
     } finally {
       await none[Symbol.asyncDispose]();
       await failing[Symbol.asyncDispose]();
