@@ -2,8 +2,9 @@
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
+import ts from 'typescript';
 import { describe, expect, it } from 'vitest';
-import { root, run } from './project.js';
+import { entryPoints, manifest, root, run, specifier } from './project.js';
 
 const documents = ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md'].concat(
   fs
@@ -42,6 +43,46 @@ describe.each(withExamples)('%s', (file) => {
       fs.rmSync(folder, { recursive: true, force: true });
     }
   });
+});
+
+it('type-checks the examples in TypeScript', () => {
+  // As a user's: the package by its name, and at most one example in a file. They lie where they find Node's types.
+  const programs = new Map(
+    documents.flatMap((file) =>
+      [...read(file).matchAll(/^```ts\n([^]*?)^```$/gm)]
+        .map((match) => match[1] ?? '')
+        .filter((code) => code.includes(`from '${manifest.name}`))
+        .map((code, i) => [path.join(root, `${file}.${i}.mts`), code]),
+    ),
+  );
+  expect([...programs.keys()].map((file) => path.relative(root, file))).toContain(
+    'docs/guide/save-restore.md.0.mts',
+  );
+  const { options } = ts.convertCompilerOptionsFromJson(
+    { target: 'es2023', module: 'nodenext', strict: true, noEmit: true, skipLibCheck: true, types: ['node'] },
+    root,
+  );
+  options.paths = Object.fromEntries(
+    entryPoints.map(({ subpath, source }) => [specifier(subpath), [path.join(root, source)]]),
+  );
+  options.lib = ['lib.es2023.d.ts', 'lib.esnext.disposable.d.ts'];
+  const host = ts.createCompilerHost(options);
+  const fileExists = host.fileExists.bind(host);
+  host.fileExists = (file) => programs.has(file) || fileExists(file);
+  const getSourceFile = host.getSourceFile.bind(host);
+  host.getSourceFile = (file, language, ...rest) => {
+    const code = programs.get(file);
+    return code === undefined
+      ? getSourceFile(file, language, ...rest)
+      : ts.createSourceFile(file, code, language);
+  };
+  const program = ts.createProgram([...programs.keys()], options, host);
+  const complaints = [...programs.keys()]
+    .flatMap((file) => ts.getPreEmitDiagnostics(program, program.getSourceFile(file)))
+    .map(
+      ({ file, messageText }) => `${file?.fileName}: ${ts.flattenDiagnosticMessageText(messageText, ' ')}`,
+    );
+  expect(complaints).toEqual([]);
 });
 
 it.each(documents)('%s has no dead link', (file) => {
