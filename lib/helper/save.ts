@@ -12,10 +12,11 @@ import { SaveProgress, type HelperLog } from './log.js';
 import { LogLevel } from './protocol.js';
 
 /**
- * Longest wait for libxl's answer to the suspend callback, ms. libxl has limits of its own (60 s for the guest to
- * answer, 60 s to suspend, 10 s for each command to QEMU), and its answer must be waited for in any case.
+ * For libxl's answer to the suspend callback, ms; a save waits twice as long, and 150 s more. libxl has limits of its own
+ * (60 s for the guest to answer, 60 s to suspend, 10 s for each command to QEMU), and its answer must be waited for in any
+ * case.
  */
-const SUSPEND_TIMEOUT_MS = 600_000;
+const SUSPEND_TIMEOUT_MS = 240_000;
 
 export interface SaveParts {
   readonly args: SaveArguments;
