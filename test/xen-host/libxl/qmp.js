@@ -1,6 +1,9 @@
 /** QEMU's monitor, as far as libxl uses it during a save (libxl_qmp.c): one command a connection. */
+import fs from 'node:fs';
 import net from 'node:net';
 import readline from 'node:readline';
+
+const socketOf = (/** @type {number} */ domid) => `/var/run/xen/qmp-libxl-${domid}`;
 
 /**
  * @param {number} domid
@@ -9,7 +12,7 @@ import readline from 'node:readline';
  * @returns {Promise<unknown>}
  */
 export async function qmp(domid, command, args = {}) {
-  const socket = net.connect(`/var/run/xen/qmp-libxl-${domid}`);
+  const socket = net.connect(socketOf(domid));
   try {
     for await (const line of readline.createInterface({ input: socket })) {
       const { QMP, id, return: value, error } = JSON.parse(line);
@@ -23,4 +26,43 @@ export async function qmp(domid, command, args = {}) {
   } finally {
     socket.destroy();
   }
+}
+
+/**
+ * Listens in on the monitor: whoever connects to it gets through, and what is asked is kept.
+ *
+ * @param {number} domid
+ */
+export async function tapQmp(domid) {
+  const path = socketOf(domid);
+  const behind = `${path}.behind`;
+  /** @type {{ execute: string, arguments?: Record<string, unknown> }[]} */
+  let asked = [];
+  const server = net.createServer((client) => {
+    const qemu = net.connect(behind);
+    for (const [from, to] of [
+      [client, qemu],
+      [qemu, client],
+    ])
+      from
+        ?.on('error', () => {})
+        .on('close', () => to?.destroy())
+        .pipe(/** @type {net.Socket} */ (to));
+    readline.createInterface({ input: client }).on('line', (line) => void asked.push(JSON.parse(line)));
+  });
+  fs.renameSync(path, behind);
+  await new Promise((resolve) => server.listen(path, () => resolve(undefined)));
+  return {
+    /** What has been asked since the last time. */
+    take() {
+      const taken = asked;
+      asked = [];
+      return taken;
+    },
+    close() {
+      // Which removes its socket, too.
+      server.close();
+      fs.renameSync(behind, path);
+    },
+  };
 }

@@ -91,14 +91,22 @@ export class Stage {
     }
   }
 
-  /** Nothing of the save is left in Xen; the guest goes on, if it was suspended by a resume. */
-  async unharmed() {
+  /**
+   * Nothing of the save is left in Xen; the guest goes on, and its device model.
+   *
+   * @param {{ resumed?: boolean }} [options] resumed: whoever saved has let it go on. Else it is resumed here, as by libxl
+   */
+  async unharmed({ resumed = false } = {}) {
     if (await this.oracle.logDirty(this.domid)) throw new Error('log-dirty is still on');
     const mark = this.guest.mark();
-    await this.resume();
+    if (!resumed) await this.resume();
     const info = await this.oracle.info(this.domid);
     if (info === null || info.dying || info.shutdown || info.paused)
       throw new Error(`the guest does not run: ${JSON.stringify(info)}`);
+    if (this.hasQemu) {
+      const status = /** @type {{ running: boolean }} */ (await qmp(this.domid, 'query-status'));
+      if (!status.running) throw new Error(`QEMU does not run: ${JSON.stringify(status)}`);
+    }
     await this.ticks(mark);
   }
 

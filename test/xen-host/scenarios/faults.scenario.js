@@ -6,13 +6,14 @@ import fs from 'node:fs';
 import { constants } from 'node:os';
 import { playLibxl } from '../libxl/play.js';
 import { otherRelease } from '../libxl/other-release.js';
+import { tapQmp } from '../libxl/qmp.js';
 import { check, library, onStage, Reader, same, shutdown } from '../libxl/stage.js';
 
 /** @typedef {import('../lib/context.js').Context} Context */
 /** @typedef {import('../libxl/play.js').Outcome} Outcome */
 /** @typedef {import('../libxl/stage.js').Stage} Stage */
 
-const { EACCES, ENOSPC, ENOSYS, EPIPE, ESRCH } = constants.errno;
+const { EACCES, EINVAL, EIO, ENOSPC, ENOSYS, EPIPE, ESRCH } = constants.errno;
 const nobody = 65534;
 
 /**
@@ -34,6 +35,12 @@ function failed(t, outcome, what, { errno, text }) {
     .map(({ arguments: a }) => a['enable']);
   same(switches, switches.length === 0 ? [] : [1, 0], `${what}: log-dirty of QEMU`);
   t.log(`${what}: ${outcome.errors.at(-1)}`);
+}
+
+/** The numbers of the passes that it told of. @param {Outcome} outcome */
+function passes({ said }) {
+  const told = said.map(({ arguments: a }) => /^Frames iteration (\d+)$/.exec(String(a['doing']))?.[1]);
+  return [...new Set(told.filter((n) => n !== undefined).map(Number))];
 }
 
 /** Calls `act` once, at the nth progress message of a pass. @param {number} n @param {() => unknown} act */
@@ -83,21 +90,45 @@ async function helperFaults(stage, live) {
   await stage.unharmed();
 
   const dropped = new Reader();
-  const answers = { suspend: 0 };
-  failed(t, await stage.save(dropped.writable, { helper, answers }), 'a guest that does not suspend', {
-    text: /could not suspend/,
-  });
+  // That log-dirty is off says something where it was on.
+  const tracked = async () =>
+    check(await oracle.logDirty(domid), 'log-dirty is off in the suspend of a live save');
+  const refuse = async () => {
+    await tracked();
+    return 0;
+  };
+  const onePass = { XEN_MIGRATE_MAX_ITERATIONS: '1' };
+  const answers = { suspend: refuse };
+  const refused = await stage.save(dropped.writable, { helper, live, answers, env: onePass });
+  failed(t, refused, 'a guest that does not suspend', { errno: EIO, text: /could not suspend/ });
+  same(passes(refused), [0], 'passes with XEN_MIGRATE_MAX_ITERATIONS=1');
   await stage.unharmed();
 
   const crash = async () => {
+    await tracked();
     await oracle.shutdown(domid, shutdown.CRASH);
     return 1;
   };
-  const crashed = await stage.save(dropped.writable, { helper, answers: { suspend: crash } });
-  failed(t, crashed, 'a guest that crashes', { text: /crash|shut down/ });
+  const crashed = await stage.save(dropped.writable, { helper, live, answers: { suspend: crash } });
+  failed(t, crashed, 'a guest that crashes', { errno: EIO, text: /crash|shut down/ });
+  // The guest rewrites far more than 50 pages during the first one.
+  check(passes(crashed).length > 1, `passes without a limit: ${passes(crashed).join()}`);
   check(!(await oracle.logDirty(domid)), 'log-dirty is on after a crash');
   await stage.oracle.resume(domid, false);
   await stage.unharmed();
+
+  const misspelt = { XEN_MIGRATE_MAX_ITERATION: '1' };
+  const unknown = await stage.save(dropped.writable, { helper, live, env: misspelt });
+  failed(t, unknown, 'a limit that does not exist', {
+    errno: EINVAL,
+    text: /XEN_MIGRATE_MAX_ITERATION is not/,
+  });
+  // Nothing has been done to the guest.
+  same(
+    unknown.said.filter(({ reply }) => reply !== undefined).map(({ name }) => name),
+    ['complete'],
+    'requests for a limit that does not exist',
+  );
 
   const user = await stage.save(dropped.writable, { helper, live, user: nobody });
   failed(t, user, 'not root', { errno: EACCES, text: /root/ });
@@ -108,7 +139,7 @@ async function helperFaults(stage, live) {
   });
   await stage.unharmed();
 
-  // xl was killed: nobody reads messages and nobody answers. No rule for the exit code, there is nobody to look at it.
+  // xl was killed: nobody reads messages and nobody answers.
   const libxlGone = async (/** @type {string} */ whose) => {
     let seen = 0;
     const outcome = await stage.save(dropped.writable, {
@@ -124,7 +155,9 @@ async function helperFaults(stage, live) {
   // The stock helper leaves log-dirty on, which the next save has to cope with; and it is seen here that it is on.
   await libxlGone('stock');
   check(await oracle.logDirty(domid), 'the stock helper turns log-dirty off when libxl is gone');
-  same((await libxlGone('ours')).signal, null, 'libxl is gone: signal');
+  const lost = await libxlGone('ours');
+  same([lost.code, lost.signal], [1, null], 'libxl is gone: exit code and signal');
+  check(/libxl is gone/.test(lost.stderr), `libxl is gone: stderr: ${lost.stderr}`);
   await stage.unharmed();
   dropped.close();
   await stage.guest.goesOn();
@@ -160,70 +193,130 @@ async function rejects(t, doing, what, { code, text = /./, guest, cleanup = /^$/
 
 const running = { host: 'source', state: 'running' };
 
-/** @param {Stage} stage @param {boolean} live */
-async function libraryFaults(stage, live) {
-  const { t, oracle, domid } = stage;
-  const { save, ShutdownReason } = await library();
+/**
+ * The library's host, and nothing of it is left mapped in the end.
+ *
+ * @param {(host: any) => Promise<void>} act
+ */
+async function withHost(act) {
   const { openXenHost } = await import(new URL('../../../dist/host/xen/host.js', import.meta.url).href);
   const { loadAddon } = await import(new URL('../../../dist/host/xen/addon.js', import.meta.url).href);
   const host = openXenHost();
   try {
-    const options = {
-      domid,
-      live,
-      format: /** @type {const} */ ('libxc'),
-      afterwards: /** @type {const} */ ('resume'),
-    };
+    await act(host);
+  } finally {
+    await host.close();
+  }
+  // Addresses stay reserved until they are collected; pages do not.
+  same(loadAddon().mapped().bytes, 0, 'bytes that are still mapped');
+}
 
-    const hungUp = new Reader();
-    const pipe = save(host, {
-      ...options,
-      to: hungUp.writable,
-      onProgress: once(() => hungUp.hangUp()),
-      progressInterval: 0,
-    });
-    await rejects(t, pipe, 'library: the reader hangs up', {
-      code: /TRANSPORT|PEER/,
-      text: /EPIPE|hung up|closed/i,
+/** @param {Stage} stage @param {boolean} live */
+const saveOptions = ({ domid }, live) => ({
+  domid,
+  live,
+  format: /** @type {const} */ ('libxc'),
+  afterwards: /** @type {const} */ ('resume'),
+});
+
+/**
+ * The stream cannot be written. While the guest runs, or, of a save that is not live, when it and its device model stand.
+ *
+ * @param {Stage} stage
+ * @param {any} host
+ * @param {boolean} live
+ */
+async function writeFaults(stage, host, live) {
+  const { t } = stage;
+  const { save } = await library();
+  const options = saveOptions(stage, live);
+  const how = `library, ${live ? 'live' : 'not live'}`;
+
+  const hungUp = new Reader();
+  const pipe = save(host, {
+    ...options,
+    to: hungUp.writable,
+    onProgress: once(() => hungUp.hangUp()),
+    progressInterval: 0,
+  });
+  await rejects(t, pipe, `${how}: the reader hangs up`, {
+    code: /TRANSPORT|PEER/,
+    text: /EPIPE|hung up|closed/i,
+    guest: running,
+  });
+  await stage.unharmed({ resumed: true });
+
+  await onSmallDisk(t, async (file) => {
+    await rejects(t, save(host, { ...options, to: file }), `${how}: disk full`, {
+      code: /TRANSPORT/,
+      text: /ENOSPC|space/,
       guest: running,
     });
-    await stage.unharmed();
+  });
+  await stage.unharmed({ resumed: true });
+}
 
-    await onSmallDisk(t, async (file) => {
-      await rejects(t, save(host, { ...options, to: file }), 'library: disk full', {
-        code: /TRANSPORT/,
-        text: /ENOSPC|space/,
-        guest: running,
-      });
-    });
-    await stage.unharmed();
+/** @param {Stage} stage @param {any} host @param {boolean} live */
+async function suspendFaults(stage, host, live) {
+  const { t, oracle, domid } = stage;
+  const { save, ShutdownReason } = await library();
+  const options = saveOptions(stage, live);
+  /** @param {() => unknown} act Log-dirty is on where it has to be off afterwards. */
+  const beforeSwitchover = (act) => async () => {
+    same(await oracle.logDirty(domid), live, 'log-dirty before the switchover');
+    await act();
+  };
 
-    // Paused twice, it does not run when it is let run for its suspend.
-    await oracle.pause(domid);
-    await oracle.pause(domid);
-    const never = save(host, { ...options, to: t.file('never'), suspendTimeoutMs: 2000 });
-    await rejects(t, never, 'library: a guest that does not suspend', { code: /TIMEOUT|NOT_SUSPENDED/ });
-    check(!(await oracle.logDirty(domid)), 'log-dirty is on after a timeout');
-    for (let n = 0; n < 2; n++) if ((await oracle.info(domid))?.paused === 1) await oracle.unpause(domid);
-    await stage.unharmed();
+  // Paused behind the library's back, it does not see the request.
+  const pause = beforeSwitchover(() => oracle.pause(domid));
+  const to = t.file('image');
+  const never = save(host, { ...options, to, suspendTimeoutMs: 2000, beforeSwitchover: pause });
+  await rejects(t, never, 'library: a guest that does not suspend', {
+    code: /^ERR_XEN_TIMEOUT$/,
+    text: /asked through xenstore to suspend, took no notice within 2000 ms; the request was taken back/,
+    guest: { host: 'source', state: 'paused' },
+  });
+  check(!(await oracle.logDirty(domid)), 'log-dirty is on after a timeout');
+  await oracle.unpause(domid);
+  await stage.unharmed({ resumed: true });
 
-    // libxc has no way to let a crashed PV guest go on.
-    if (stage.guest.type !== 'pv') {
-      const crash = () => oracle.shutdown(domid, ShutdownReason.CRASH);
-      const crashed = save(host, { ...options, to: t.file('crash'), beforeSwitchover: crash });
-      await rejects(t, crashed, 'library: a guest that crashes', {
-        code: /CRASHED|NOT_RUNNING|NOT_SUSPENDED/,
-      });
-      check(!(await oracle.logDirty(domid)), 'log-dirty is on after a crash');
-      await oracle.resume(domid, false);
-      await stage.unharmed();
-    }
+  // libxc has no way to let a crashed PV guest go on.
+  if (stage.guest.type === 'pv') return;
+  const crash = beforeSwitchover(() => oracle.shutdown(domid, ShutdownReason.CRASH));
+  const crashed = save(host, { ...options, to, beforeSwitchover: crash });
+  await rejects(t, crashed, 'library: a guest that crashes', {
+    code: /^ERR_XEN_GUEST_CRASHED$/,
+    text: /crash/,
+    guest: { host: 'source', state: 'unknown' },
+  });
+  check(!(await oracle.logDirty(domid)), 'log-dirty is on after a crash');
+  same(
+    (await oracle.info(domid))?.shutdown_reason,
+    shutdown.CRASH,
+    'a crashed guest is left as it is: reason',
+  );
+  await oracle.resume(domid, false);
+  await stage.unharmed({ resumed: true });
+}
+
+/** @param {Stage} stage @param {boolean} live */
+async function libraryFaults(stage, live) {
+  const { t, oracle, domid } = stage;
+  const { save } = await library();
+  await withHost(async (host) => {
+    await writeFaults(stage, host, live);
+    await suspendFaults(stage, host, live);
     await stage.guest.goesOn();
 
     const doomed = new Reader();
     let destroyed;
     const onProgress = once(() => (destroyed = stage.guest.destroy()));
-    const gone = save(host, { ...options, to: doomed.writable, onProgress, progressInterval: 0 });
+    const gone = save(host, {
+      ...saveOptions(stage, live),
+      to: doomed.writable,
+      onProgress,
+      progressInterval: 0,
+    });
     await rejects(t, gone, 'library: destroyed in the middle', {
       code: /GONE|HYPERCALL/,
       guest: { host: 'none', state: 'gone' },
@@ -232,12 +325,63 @@ async function libraryFaults(stage, live) {
     });
     await destroyed;
     doomed.close({ taken: true });
-  } finally {
-    await host.close();
-  }
+  });
   await oracle.wait(domid, 'gone', 20);
-  // Addresses stay reserved until they are collected; pages do not.
-  same(loadAddon().mapped().bytes, 0, 'bytes that are still mapped');
+}
+
+/**
+ * With a QEMU. The hypervisor suspends a guest without PV drivers, which cannot refuse; its device model can.
+ *
+ * @param {Stage} stage
+ */
+async function deviceModelFaults(stage) {
+  const { t } = stage;
+  const { save } = await library();
+  const tap = await tapQmp(stage.domid);
+  /** Its log-dirty was on and is off, and it was let go on as often as it was stopped. */
+  const leftAsItWas = (
+    /** @type {string} */ what,
+    /** @type {number} */ saves,
+    /** @type {boolean} */ stopped,
+  ) => {
+    const asked = tap.take().map(({ execute, arguments: a }) => ({ execute, enable: a?.['enable'] }));
+    const switches = asked.filter(({ execute }) => execute === 'xen-set-global-dirty-log');
+    const stops = asked.map(({ execute }) => execute).filter((name) => name === 'stop' || name === 'cont');
+    const times = (/** @type {unknown[]} */ each) => Array.from({ length: saves }, () => each).flat();
+    same(
+      switches.map(({ enable }) => enable),
+      times([true, false]),
+      `${what}: log-dirty of QEMU`,
+    );
+    same(stops, stopped ? times(['stop', 'cont']) : [], `${what}: what QEMU was told`);
+  };
+  try {
+    await withHost(async (host) => {
+      for (const live of [true, false]) {
+        const how = `library, ${live ? 'live' : 'not live'}`;
+        await writeFaults(stage, host, live);
+        leftAsItWas(how, 2, !live);
+        // An inode, and not a byte more, for the state of QEMU, which is stopped by then.
+        const folder = '/var/lib/xen';
+        await t.sh(`mount -t tmpfs -o size=4k none ${folder} && head -c 4096 /dev/zero > ${folder}/full`);
+        try {
+          const full = save(host, { ...saveOptions(stage, live), to: t.file('image') });
+          await rejects(t, full, `${how}: no room for the state of QEMU`, {
+            code: /^ERR_XEN_DEVICE_MODEL$/,
+            text: /xen-save-devices-state/,
+            guest: running,
+          });
+        } finally {
+          await t.run(['umount', '-l', folder]);
+        }
+        await stage.unharmed({ resumed: true });
+        leftAsItWas(`${how}: no room for the state of QEMU`, 1, true);
+      }
+      await stage.guest.goesOn();
+    });
+  } finally {
+    tap.close();
+  }
 }
 
 /** Calls `act` at the first progress behind the setup. @param {() => unknown} act */
@@ -355,6 +499,14 @@ export const scenarios = [
   {
     name: 'faults of a save by the library, pv',
     run: (t) => onStage(t, 'pv', (stage) => libraryFaults(stage, false)),
+  },
+  {
+    name: 'faults of a live save by the library, hvm',
+    run: (t) => onStage(t, 'hvm', (stage) => libraryFaults(stage, true)),
+  },
+  {
+    name: 'faults of saves by the library, tiny',
+    run: (t) => onStage(t, 'tiny', deviceModelFaults),
   },
   { name: 'streams that are none', run: badStreams },
   { name: 'the library without permission, and with another Xen', run: libraryOfNobody },

@@ -14,6 +14,9 @@
 /** @param {Context} t @param {Whose} whose */
 const helperOf = (t, whose) => (whose === 'ours' ? { helper: t.helper } : {});
 
+/** Some with two vcpus: each must come along. PV and PVH alone, as nothing of it is the device model's. */
+const vcpusOf = (/** @type {GuestType} */ type) => (type === 'pv' || type === 'pvh' ? 2 : 1);
+
 /**
  * xl save with the one helper, xl restore with the other.
  *
@@ -70,27 +73,53 @@ function sameLife(guest, before) {
  * @param {Guest} guest
  * @param {Whose} sender
  * @param {Whose} receiver
+ * @param {Record<string, string>} [limits] for our sender
  */
-async function migrateHere(t, guest, sender, receiver) {
+async function migrateHere(t, guest, sender, receiver, limits) {
   const domid = await guest.domid();
   const before = guest.lastTick();
   const env = receiver === 'ours' ? `LIBXL_SAVE_HELPER=${t.helper}` : '-u LIBXL_SAVE_HELPER';
-  const moved = await t.xl(
-    ['migrate', '-s', '', guest.name, `env ${env} xl migrate-receive`],
-    helperOf(t, sender),
-  );
+  const moved = await t.xl(['migrate', '-s', '', guest.name, `env ${env} xl migrate-receive`], {
+    ...helperOf(t, sender),
+    ...(limits === undefined ? {} : { env: limits }),
+  });
   if ((await guest.domid()) === domid) throw new Error(`${guest.name} is still domain ${domid}`);
   // From now: while it was copied it ticked at the source.
   await guest.goesOn();
   sameLife(guest, before);
   t.measure(`${guest.type}: xl migrate, ${sender} to ${receiver}, s`, moved.seconds);
+  return moved.stderr;
+}
+
+/**
+ * Limits in xl's environment reach the helper: one pass while the guest runs, then the last one, where a guest that
+ * rewrites more than 50 pages in a tick has more by default. One that does not exist fails the save, and nothing happens
+ * to the guest.
+ *
+ * @param {Context} t
+ * @param {Guest} guest
+ */
+async function limits(t, guest) {
+  const domid = await guest.domid();
+  const mark = guest.mark();
+  const misspelt = { helper: t.helper, env: { XEN_MIGRATE_MAX_ITERATION: '1' }, fails: true };
+  const refused = await t.xl(['save', guest.name, t.file('refused')], misspelt);
+  const reason = /XEN_MIGRATE_MAX_ITERATION is not known; there are XEN_MIGRATE_MAX_ITERATIONS,/;
+  if (refused.code === 0 || !reason.test(refused.stderr))
+    throw new Error(`a limit that does not exist: ${refused.code} ${refused.stderr}`);
+  if ((await guest.domid()) !== domid) throw new Error(`${guest.name} is no longer domain ${domid}`);
+  await guest.goesOn(mark);
+
+  // xl migrate hides the display of its progress.
+  const told = await migrateHere(t, guest, 'ours', 'stock', { XEN_MIGRATE_MAX_ITERATIONS: '1' });
+  if (!/ pages in 2 passes,/.test(told)) throw new Error(`not two passes: ${told}`);
 }
 
 /** @param {GuestType} type @returns {import('../lib/main.js').Scenario} */
 const saves = (type) => ({
-  name: `${type}: ours and stock save and restore each other's images`,
+  name: `${type}: ours and stock save and restore each other's images${vcpusOf(type) > 1 ? ', two vcpus' : ''}`,
   async run(t) {
-    const guest = await t.guest(type);
+    const guest = await t.guest(type, { vcpus: vcpusOf(type) });
     await saveAndRestore(t, guest, 'ours', 'stock');
     await saveAndRestore(t, guest, 'stock', 'ours');
     await saveAndRestore(t, guest, 'ours', 'ours');
@@ -103,7 +132,8 @@ const lives = (type, hypervisor = 'stock') => ({
   hypervisor,
   async run(t) {
     const guest = await t.guest(type, { dirty: 2 });
-    await migrateHere(t, guest, 'ours', 'stock');
+    if (type === 'pvh') await limits(t, guest);
+    else await migrateHere(t, guest, 'ours', 'stock');
     await migrateHere(t, guest, 'stock', 'ours');
   },
 });

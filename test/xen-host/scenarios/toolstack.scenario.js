@@ -203,7 +203,8 @@ export const scenarios = [
   {
     name: 'a guest restored without libxl has what xl restore gives it, and xl can use it',
     async run(t) {
-      const guest = await t.guest('pv');
+      // Each vcpu has nodes of its own.
+      const guest = await t.guest('pv', { vcpus: 2 });
       const file = t.file('stream');
       await t.xl(['save', guest.name, file]);
       const none = await traces(t);
