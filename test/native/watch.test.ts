@@ -2,7 +2,10 @@
 import { describe, it } from 'vitest';
 import { expectPlayed } from './child.js';
 
+// The sanitizer itself needs descriptors, and takes their absence for broken objects.
+const sanitized = process.env['XEN_MIGRATION_TEST_ASAN'] === '1';
+
 describe('watchReadable', () => {
   it('gives its own descriptor back when it is closed', () => expectPlayed('watches that were closed'));
-  it('names the call that failed', () => expectPlayed('watching without descriptors left'));
+  it.skipIf(sanitized)('names the call that failed', () => expectPlayed('watching without descriptors left'));
 });
