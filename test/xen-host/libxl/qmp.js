@@ -14,12 +14,12 @@ const socketOf = (/** @type {number} */ domid) => `/var/run/xen/qmp-libxl-${domi
 export async function qmp(domid, command, args = {}) {
   const socket = net.connect(socketOf(domid));
   try {
+    const ask = (/** @type {object} */ what) => void socket.write(`${JSON.stringify(what)}\r\n`);
     for await (const line of readline.createInterface({ input: socket })) {
       const { QMP, id, return: value, error } = JSON.parse(line);
-      if (QMP !== undefined) socket.write(JSON.stringify({ execute: 'qmp_capabilities', id: 'hello' }));
+      if (QMP !== undefined) ask({ execute: 'qmp_capabilities', id: 'hello' });
       else if (error !== undefined) throw new Error(`${command}: ${error.desc}`);
-      else if (id === 'hello')
-        socket.write(JSON.stringify({ execute: command, arguments: args, id: command }));
+      else if (id === 'hello') ask({ execute: command, arguments: args, id: command });
       else if (id === command) return value;
     }
     throw new Error(`${command}: the monitor hung up`);
@@ -36,8 +36,8 @@ export async function qmp(domid, command, args = {}) {
 export async function tapQmp(domid) {
   const path = socketOf(domid);
   const behind = `${path}.behind`;
-  /** @type {{ execute: string, arguments?: Record<string, unknown> }[]} */
-  let asked = [];
+  /** @type {string[]} */
+  let lines = [];
   const server = net.createServer((client) => {
     const qemu = net.connect(behind);
     for (const [from, to] of [
@@ -48,16 +48,16 @@ export async function tapQmp(domid) {
         ?.on('error', () => {})
         .on('close', () => to?.destroy())
         .pipe(/** @type {net.Socket} */ (to));
-    readline.createInterface({ input: client }).on('line', (line) => void asked.push(JSON.parse(line)));
+    readline.createInterface({ input: client }).on('line', (line) => void lines.push(line));
   });
   fs.renameSync(path, behind);
   await new Promise((resolve) => server.listen(path, () => resolve(undefined)));
   return {
-    /** What has been asked since the last time. */
+    /** @returns {{ execute: string, arguments?: Record<string, unknown> }[]} what has been asked since the last time */
     take() {
-      const taken = asked;
-      asked = [];
-      return taken;
+      const asked = lines.map((line) => JSON.parse(line));
+      lines = [];
+      return asked;
     },
     close() {
       // Which removes its socket, too.
