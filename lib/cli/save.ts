@@ -63,8 +63,6 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
   try {
     const [guest, result] = await writeWhole(file, io, async (to) => {
       const guest = await takeGuest(open, plan, operand);
-      const { toolstack }: Host = open.host;
-      if (afterwards === 'destroy') await toolstack.assertDestroyable?.(guest.domid);
       const wanted = values['no-live'] !== true;
       if (wanted && guest.notLive !== undefined) {
         io.stderr.write(`${guest.notLive}: it is stopped first\n`);

@@ -91,7 +91,8 @@ export class RestoreSession {
     this.#options = options;
     this.#toolstack = options.toolstack ?? host.toolstack;
     // Bare streams have a thousand records without pages to read: not one layer more than need be.
-    this.#reader = options.format === 'libxc' ? new LibxcReader() : new StreamReader({ format: options.format });
+    this.#reader =
+      options.format === 'libxc' ? new LibxcReader() : new StreamReader({ format: options.format });
   }
 
   /** The whole of it. Whatever fails: nothing stays mapped, and a domain that was made here is destroyed. */

@@ -50,10 +50,14 @@ export async function openGuest(
     const why = `domain ${domid} is shut down with reason ${info.shutdownReason}`;
     throw new GuestError(SaveErrorCode.NOT_RUNNING, why);
   }
+  const toolstack = options.toolstack ?? host.toolstack;
+  // Before the first byte: a guest that cannot be destroyed afterwards would be there twice.
+  if ((options.afterwards ?? 'destroy') === 'destroy') await toolstack.assertDestroyable?.(domid);
+  control.throwIfCancelled();
   const context = new SaveContext({
     control,
     host,
-    toolstack: options.toolstack ?? host.toolstack,
+    toolstack,
     domain,
     info,
     out: new RecordWriter(sink, control),

@@ -1,5 +1,6 @@
 /** The files of the package, frozen: built library, its sources (source maps point there), what builds the addon. */
 import fs from 'node:fs';
+import { Script } from 'node:vm';
 import { describe, expect, it } from 'vitest';
 import { manifest, root, run } from './project.js';
 
@@ -74,9 +75,20 @@ describe('packed files', () => {
       ...['.js', '.js.map', '.d.ts', '.d.ts.map'].map((end) => `dist/${name}${end}`),
     ]);
     // The save helper's bundle is made of what stands beside it.
-    const bundle = /^dist\/helper\/bundle\/[\w-]+\.cjs$/;
+    const bundle =
+      /^dist\/helper\/bundle\/(?:xen-migrate-save-helper\.cjs|helper\.js|helper\.v[\w.-]+\.cache)$/;
     const built = files.filter((file) => /^(?:lib|dist)\//.test(file) && !bundle.test(file));
     expect(built.sort()).toEqual(expected.sort());
+  });
+
+  it('hold a compilation of the save helper that the Node which built it takes', () => {
+    const folder = `${root}dist/helper/bundle/`;
+    const source = fs.readFileSync(`${folder}helper.js`, 'latin1');
+    const cachedData = fs.readFileSync(`${folder}helper.${process.version}-${process.arch}.cache`);
+    const script = new Script(source, { filename: `${folder}helper.js`, cachedData });
+    expect(script.cachedDataRejected).toBe(false);
+    // Every byte is a character: the program reads it so.
+    expect(/^[\0-\x7f]*$/.test(source)).toBe(true);
   });
 
   it('hold every target of the manifest', () => {
