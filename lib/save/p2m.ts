@@ -14,11 +14,12 @@ import {
 } from '../host/host.js';
 import { SaveErrorCode } from './codes.js';
 import { hex, mapGuestFrames, p2mError } from './guest-frames.js';
+import type { NormaliseContext } from './normalise.js';
 import type { P2mFrames } from './p2m-linear.js';
 
 const ALL_ONES = 0xffff_ffff;
 
-export class P2m {
+export class P2m implements NormaliseContext {
   readonly width: GuestWidth;
   readonly maxPfn: number;
   readonly maxMfn: number;
@@ -79,7 +80,12 @@ export class P2m {
   pfnOf(mfn: number): number {
     if (!(mfn >= 0 && mfn <= this.maxMfn)) return INVALID_FRAME;
     const pfn = this.#m2p.pfnOf(mfn);
-    return pfn >= 0 && pfn <= this.maxPfn && this.mfnOf(pfn) === mfn ? pfn : INVALID_FRAME;
+    if (!(pfn >= 0 && pfn <= this.maxPfn)) return INVALID_FRAME;
+    return this.mfnOf(pfn) === mfn ? pfn : INVALID_FRAME;
+  }
+
+  get compatFirstMfn(): number {
+    return this.#m2p.compatFirstMfn;
   }
 
   /** pfns of the leaf frames, for X86_PV_P2M_FRAMES. Throws GuestError if one is not the guest's. */

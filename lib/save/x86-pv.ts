@@ -11,7 +11,7 @@ import { encodeSharedInfo, encodeX86PvInfo, encodeX86PvP2mFrames } from '../stre
 import { SaveErrorCode } from './codes.js';
 import type { SaveContext } from './context.js';
 import { mapGuestFrames, p2mError } from './guest-frames.js';
-import { normalisePageTable, type NormaliseContext } from './normalise.js';
+import { normalisePageTable } from './normalise.js';
 import type { Normalised, SaveOps } from './ops.js';
 import { checkP2mSize, P2m } from './p2m.js';
 import { walkLinearP2m, type P2mFrames } from './p2m-linear.js';
@@ -44,7 +44,6 @@ interface PvGuest {
   /** pfns of the p2m's frames. */
   readonly leafPfns: Float64Array;
   readonly anchor: P2mAnchor;
-  readonly normalise: NormaliseContext;
 }
 
 export class PvSaveOps implements SaveOps {
@@ -84,14 +83,8 @@ export class PvSaveOps implements SaveOps {
     control.throwIfCancelled();
 
     const opened = await this.#openP2m(m2p);
-    const { p2m } = opened;
-    this.#present = {
-      width,
-      m2p,
-      ...opened,
-      normalise: { width, compatFirstMfn: m2p.compatFirstMfn, pfnOf: (mfn) => p2m.pfnOf(mfn) },
-    };
-    return p2m.maxPfn + 1;
+    this.#present = { width, m2p, ...opened };
+    return opened.p2m.maxPfn + 1;
   }
 
   async staticData(): Promise<void> {
@@ -161,8 +154,8 @@ export class PvSaveOps implements SaveOps {
     out: Uint32Array,
     outAt: number,
   ): Normalised {
-    const { normalise } = this.#guest;
-    return normalisePageTable(normalise, pfn, level, page, at, out, outAt, this.#context.guestSuspended);
+    const { p2m } = this.#guest;
+    return normalisePageTable(p2m, pfn, level, page, at, out, outAt, this.#context.guestSuspended);
   }
 
   async cleanup(): Promise<void> {

@@ -105,7 +105,10 @@ describe('save and restore', () => {
       throw new UsageError(`domain ${asked} has a device (vif)`, { phase: 'setup' });
     };
     const { code, err } = await xm('save', 'web1', at('a'));
-    expect({ code, err }).toEqual({ code: 1, err: `xen-migrate save: domain ${domid} has a device (vif)\n` });
+    expect({ code, err }).toEqual({
+      code: 1,
+      err: `xen-migrate save: domain ${domid} has a device (vif); the guest is running at the source\n`,
+    });
     expect(existsSync(at('a'))).toBe(false);
     expect(xen.sim.guest(domid).stats().running).toBe(true);
     expect((await xm('save', 'web1', at('a'), '-c')).code).toBe(0);
