@@ -77,8 +77,13 @@ export class SaveProgress {
   };
 
   #enter(phase: Progress['phase']): void {
+    // The stock helper has a line for the final pass of a guest that dirtied nothing, too.
+    if (this.#phase === 'stop-and-copy' && this.#total === 0 && this.#pass !== '') {
+      this.#channel.send(encodeProgress(XC_CONTEXT, this.#pass, 0, 0));
+    }
     this.#phase = phase;
     this.#pass = '';
+    this.#total = 0;
     if (phase === 'static-data') this.#single('Start of stream');
     else if (phase === 'stop-and-copy') this.#single('Domain now suspended');
     else if (phase === 'complete') {

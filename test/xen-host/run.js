@@ -238,6 +238,9 @@ await main(async () => {
     if (count !== plan) run.failures.push(`${hypervisor}: ${count} results of ${plan} scenarios`);
   }
   if (results.length === 0) run.failures.push('no scenario ran');
+  for (const { name, errors } of results.filter(({ ok }) => !ok)) {
+    say(`\n${name}:\n${errors.join('\n').split('\n').slice(0, 40).join('\n')}`);
+  }
   for (const failure of run.failures) say(`\n${failure}`);
   const bad = results.filter(({ ok }) => !ok).length;
   say(
