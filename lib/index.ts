@@ -10,6 +10,7 @@ export { VERSION } from './version.js';
 
 // Whole guests over a connection.
 export { migrate, receive, startMigrate, startReceive } from './migrate/migrate.js';
+export { MigrationBudget, type BudgetLimits, type BudgetStatus } from './migrate/budget.js';
 export type {
   MigrateJob,
   MigrateOptions,
@@ -24,6 +25,7 @@ export type {
 // Guests into streams and out of them.
 export { save, startSave, type SaveTarget } from './save/save.js';
 export { xenDefaultPolicy } from './save/policy.js';
+export type { JobBudget, JobTicket, Throttle } from './save/throttle.js';
 export type {
   PrecopyDecision,
   PrecopyPolicy,

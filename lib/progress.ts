@@ -5,6 +5,7 @@
 
 /** What a job is doing now. */
 export type JobPhase =
+  | 'queued'
   | 'setup'
   | 'static-data'
   | 'pre-copy'

@@ -22,6 +22,7 @@ const BAR = 24;
 const PLAIN_INTERVAL = { least: 1000, most: 30_000, share: 0.1 } as const;
 
 const phases: Readonly<Record<JobPhase, string>> = {
+  queued: 'waiting for its turn',
   setup: 'getting ready',
   'static-data': 'sending what does not change',
   'pre-copy': 'copying while the guest runs',

@@ -6,6 +6,7 @@ import { JobControl } from '../job.js';
 import { runRestore } from '../restore/restore.js';
 import { runSave } from '../save/save.js';
 import { SaveSteering } from '../save/steering.js';
+import { checkBudget, withinBudget } from '../save/throttle.js';
 import { isMigrationId } from './frames.js';
 import { fullTimeouts } from './limits.js';
 import { runReceive } from './receiver.js';
@@ -39,11 +40,17 @@ export function startMigrate(host: Host, options: MigrateOptions): MigrateJob {
     throw new UsageError('id must be a UUID in lower case');
   }
   fullTimeouts('sender', options.timeouts);
+  checkBudget(options.budget);
   const steering = new SaveSteering(options);
   const control = new JobControl('migrate', options.domid, options);
   const result = settled(
     options.peer,
-    control.run(() => runMigrate(control, host, options, steering, runSave)),
+    control.run(() =>
+      withinBudget(options.budget, control, (throttle) => {
+        steering.throttle = throttle;
+        return runMigrate(control, host, options, steering, runSave);
+      }),
+    ),
     () => whereaboutsOf(host, options.domid),
   );
   return {
@@ -73,10 +80,13 @@ export async function migrate(host: Host, options: MigrateOptions): Promise<Migr
 export function startReceive(host: Host, options: ReceiveOptions): ReceiveJob {
   checkPeer(options.from, 'from');
   fullTimeouts('receiver', options.timeouts);
+  checkBudget(options.budget);
   const control = new JobControl('receive', undefined, options);
   const result = settled(
     options.from,
-    control.run(() => runReceive(control, host, options, runRestore)),
+    control.run(() =>
+      withinBudget(options.budget, control, () => runReceive(control, host, options, runRestore)),
+    ),
     () => ({ host: 'none', state: 'unknown' }),
   );
   return {

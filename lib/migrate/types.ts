@@ -2,6 +2,7 @@
 import type { Duplex } from 'node:stream';
 import type { Job } from '../job.js';
 import type { RestoreOptions, RestoreResult } from '../restore/types.js';
+import type { JobBudget } from '../save/throttle.js';
 import type { SaveLimits, SaveOptions, SaveResult } from '../save/types.js';
 import type { MigrationOffer } from './frames.js';
 
@@ -77,6 +78,8 @@ export interface ReceiveOptions extends Omit<
    * it takes counts for the sender's `hello`.
    */
   readonly accept?: ((offer: MigrationOffer, signal: AbortSignal) => Promise<void> | void) | undefined;
+  /** What this job shares with others: its slots. The sender's time for READY runs while this job waits for one. */
+  readonly budget?: JobBudget | undefined;
   readonly timeouts?: MigrationTimeouts | undefined;
 }
 

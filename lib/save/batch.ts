@@ -23,7 +23,7 @@ import { pageDataHeadSize, writePageDataHead, writePageDataRun } from '../stream
 import type { SaveContext } from './context.js';
 import { Lookahead, type Batch } from './lookahead.js';
 import { Normalised, type SaveOps } from './ops.js';
-import { TokenBucket, waitForTokens } from './throttle.js';
+import type { Throttle } from './throttle.js';
 
 /** Batches under way at once: one being prepared, two being written. */
 const SLOTS = 3;
@@ -98,7 +98,7 @@ export class PageSender {
   readonly #ops: SaveOps;
   readonly #slots: Slot[] = [];
   readonly #lookahead: Lookahead;
-  readonly #bucket = new TokenBucket();
+  readonly #throttle: Throttle;
   /** Number of the slot that the next batch goes to. */
   #current = 0;
   #failure: { readonly reason: unknown } | undefined;
@@ -109,6 +109,7 @@ export class PageSender {
   constructor(context: SaveContext) {
     this.#context = context;
     this.#ops = context.ops;
+    this.#throttle = context.steering.throttle;
     this.#lookahead = new Lookahead(context);
     for (let i = 0; i < SLOTS; i++) this.#slots.push(new Slot());
   }
@@ -126,8 +127,8 @@ export class PageSender {
     let idleMs = 0;
     await this.#lookahead.begin();
     for (;;) {
-      if (throttled && this.#bucket.delay(steering.limits.maxBytesPerSecond) > 0)
-        idleMs += await this.#throttle();
+      if (throttled && !this.#throttle.ready(steering.limits.maxBytesPerSecond))
+        idleMs += await this.#waitForThrottle();
       // A thousand batches without pages are made in one go: nothing has to be waited for.
       const slot = this.#freeSlot() ?? (await this.#openSlot());
       const batch = this.#lookahead.take() ?? (await this.#lookahead.next());
@@ -194,12 +195,12 @@ export class PageSender {
   }
 
   /** Waits for the bandwidth limit. Returns for how many ms nothing went. */
-  async #throttle(): Promise<number> {
+  async #waitForThrottle(): Promise<number> {
     const { steering, control } = this.#context;
     // First what is under way: its time is the line's, not the limit's, and tells how fast the line is.
     await this.#drain();
     const began = now();
-    await waitForTokens(this.#bucket, () => steering.limits.maxBytesPerSecond, control.signal);
+    await this.#throttle.wait(() => steering.limits.maxBytesPerSecond, control.signal);
     control.throwIfCancelled();
     return now() - began;
   }
@@ -264,7 +265,7 @@ export class PageSender {
     views[0] = slot.heads.subarray(0, slot.filled);
     let size = 0;
     for (const view of views) size += view.length;
-    this.#bucket.spend(size);
+    this.#throttle.spend(size);
     slot.filled = 0;
     slot.busy = this.#context.out.write(views).then(
       () => {

@@ -23,6 +23,7 @@ import { checkOptions, openGuest } from './open.js';
 import { iterationStats, sendMemoryLive } from './precopy.js';
 import { SaveSteering } from './steering.js';
 import { confirmSuspended, isSuspended, suspendGuest } from './suspend.js';
+import { checkBudget, withinBudget } from './throttle.js';
 import type { SaveJob, SaveOptions, SaveResult } from './types.js';
 
 /** Where a save may go: what `openSink` takes. */
@@ -38,12 +39,16 @@ export type SaveTarget = string | number | Writable | ByteSink;
  */
 export function startSave(host: Host, options: SaveOptions & { readonly to: SaveTarget }): SaveJob {
   checkOptions(options);
+  checkBudget(options.budget);
   const steering = new SaveSteering(options);
   const control = new JobControl('save', options.domid, options);
-  const saving = control.run(async () => {
-    const sink = await openSink(options.to, { signal: control.signal });
-    return runSave(control, host, sink, options, steering);
-  });
+  const saving = control.run(() =>
+    withinBudget(options.budget, control, async (throttle) => {
+      steering.throttle = throttle;
+      const sink = await openSink(options.to, { signal: control.signal });
+      return runSave(control, host, sink, options, steering);
+    }),
+  );
   // Before anything was done to the guest, nobody had reason to ask where it is.
   const result = saving.catch(async (error: unknown) => {
     const first = errorOfSave(control, error);
@@ -70,7 +75,8 @@ export function save(host: Host, options: SaveOptions & { readonly to: SaveTarge
 
 /**
  * Saves a guest as part of the job behind `control`: all of `startSave` but for opening the sink. The sink is ended
- * before `options.afterwards` is honoured, and aborted on failure or when the job is cancelled.
+ * before `options.afterwards` is honoured, and aborted on failure or when the job is cancelled. The caller has seen to
+ * `options.budget`: its ticket is `steering.throttle`.
  *
  * @throws errors of this library only, their `guest` set
  */
@@ -155,6 +161,7 @@ async function writeImage(context: SaveContext, resources: SaveResources): Promi
   const tailAt = now();
   control.enter('complete');
   await out.end();
+  context.steering.throttle.endSwitchover();
   control.note({ transferred: out.bytes });
 
   return {
@@ -184,10 +191,16 @@ async function stopGuest(
     await fromCallback(control, 'beforeSwitchover', options.beforeSwitchover);
   }
   control.enter('suspend');
+  if (!stoodStill(context)) context.steering.throttle.beginSwitchover();
   const suspendRequestedAt = now();
   resources.suspendAsked = !isSuspended(context.info);
   await suspendGuest(context);
   return { suspendRequestedAt, suspendedAt: now() };
+}
+
+/** The guest was paused or suspended when the save began: nobody notices how long it takes. */
+function stoodStill({ info }: SaveContext): boolean {
+  return info.paused || info.shutdown;
 }
 
 /** The pages of the suspended guest: what was dirtied since the last CLEAN and what was deferred, or all of them. */
@@ -206,7 +219,8 @@ async function sendFinalPass(
     context.forgetDeferred();
   }
   control.note({ iteration: iterations.length, remaining: dirtyPages });
-  const pass = await sender.sendDirty(dirtyPages, { throttled: false });
+  // A guest that stood still before can wait; one that was stopped for this cannot.
+  const pass = await sender.sendDirty(dirtyPages, { throttled: stoodStill(context) });
   const stats = iterationStats(iterations.length, dirtyPages, pass, true);
   iterations.push(stats);
   control.iteration(stats);

@@ -1,5 +1,6 @@
 /** What may be changed while a save runs: its limits, and the wish to switch over now. */
 import { UsageError } from '../errors.js';
+import { OwnThrottle, type Throttle } from './throttle.js';
 import type { SaveLimits } from './types.js';
 
 /** libxc's numbers (xg_sr_save.c, SPP_MAX_ITERATIONS and SPP_TARGET_DIRTY_COUNT). */
@@ -24,6 +25,8 @@ export interface PresentLimits {
 
 /** The hands on the wheel of one running save. */
 export class SaveSteering {
+  /** Who keeps the job to its bandwidth. Replaced before the save begins where jobs share a budget. */
+  throttle: Throttle = new OwnThrottle();
   #limits: PresentLimits = {
     maxIterations: DEFAULT_MAX_ITERATIONS,
     minRemaining: DEFAULT_MIN_REMAINING,

@@ -2,6 +2,7 @@
 import type { Job, JobOptions } from '../job.js';
 import type { DowntimeSplit, IterationStats } from '../progress.js';
 import type { Toolstack } from '../toolstack/toolstack.js';
+import type { JobBudget } from './throttle.js';
 
 /** What a pre-copy policy is told: libxc's `precopy_stats`, and what a better policy needs. */
 export interface PrecopyStats {
@@ -44,7 +45,7 @@ export interface SaveLimits {
    * the device model take to stop.
    */
   readonly maxDowntimeMs?: number | undefined;
-  /** Bytes per second on average; 0 = no limit. Not applied to the final pass. */
+  /** Bytes per second on average; 0 = no limit. Not applied to the final pass of a guest that ran until then. */
   readonly maxBytesPerSecond?: number | undefined;
 }
 
@@ -78,6 +79,11 @@ export interface SaveOptions extends JobOptions, SaveLimits {
   readonly afterwards?: 'destroy' | 'resume' | 'suspended' | undefined;
   /** Text for the xl header instead of the toolstack's own configuration. */
   readonly config?: string | undefined;
+  /**
+   * What this job shares with others: it waits for a slot first, in phase `queued`, and for its share of the bandwidth
+   * during pre-copy.
+   */
+  readonly budget?: JobBudget | undefined;
   /** Default: the host's. */
   readonly toolstack?: Toolstack | undefined;
 }
