@@ -110,6 +110,8 @@ async function settled<T>(
   running: Promise<T>,
   place: () => GuestWhereabouts | Promise<GuestWhereabouts>,
 ): Promise<T> {
+  // While the job waits for a slot nobody else listens, and an error that nobody hears ends the process.
+  peer.on('error', () => undefined);
   try {
     return await running;
   } catch (error) {
