@@ -1,5 +1,5 @@
 /** Blocking descriptors over real pipes and files: exact, interruptible at any moment, and never more than asked for. */
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
@@ -178,6 +178,139 @@ describe('blocking writes and reads', () => {
       [() => addon.watchReadable(0, 5 as unknown as () => void), 'ERR_INVALID_ARG_TYPE'],
     ];
     for (const [call, code] of bad) expect(call).toThrow(expect.objectContaining({ code }));
+  });
+});
+
+describe('a read on the spot', () => {
+  /** A pipe whose reader does not block. */
+  function nonBlocking(): { read: number; write: number } {
+    const name = path.join(folder, `pipe${count++}`);
+    expect(spawnSync('mkfifo', [name]).status).toBe(0);
+    const read = fs.openSync(name, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK);
+    return { read, write: fs.openSync(name, 'w') };
+  }
+
+  const caught = (call: () => unknown): unknown => {
+    try {
+      return call();
+    } catch (error) {
+      return error;
+    }
+  };
+
+  it('takes what is there, and not a byte more than it was given room for', () => {
+    const { read, write } = pipe();
+    const from = new BlockingFd(read);
+    fs.writeSync(write, 'abcdef');
+    const room = new Uint8Array(8).fill(0x2e);
+    expect(from.readNow(room.subarray(2, 6))).toBe(4);
+    expect(Buffer.from(room).toString()).toBe('..abcd..');
+    // Less than asked for is an answer, too: it is one read and no more.
+    expect(from.readNow(room)).toBe(2);
+    expect(Buffer.from(room).toString()).toBe('efabcd..');
+    expect(from.readNow(new Uint8Array(0))).toBe(0);
+    from.close();
+  });
+
+  it('waits for the first byte where the descriptor blocks', () => {
+    const name = path.join(folder, `pipe${count++}`);
+    expect(spawnSync('mkfifo', [name]).status).toBe(0);
+    const read = fs.openSync(name, 'r+');
+    const from = new BlockingFd(read);
+    const child = spawn('sh', ['-c', `sleep 0.2; printf late > ${name}`], { stdio: 'ignore' });
+    const into = new Uint8Array(10);
+    expect(from.readNow(into)).toBe(4);
+    expect(Buffer.from(into.subarray(0, 4)).toString()).toBe('late');
+    from.close();
+    child.unref();
+  });
+
+  it('says −1 where it would have to wait and the descriptor does not block', () => {
+    const { read, write } = nonBlocking();
+    const from = new BlockingFd(read);
+    const into = new Uint8Array(4);
+    expect(from.readNow(into)).toBe(-1);
+    fs.writeSync(write, 'ab');
+    expect(from.readNow(into)).toBe(2);
+    expect(from.readNow(into)).toBe(-1);
+    expect([...into]).toEqual([0x61, 0x62, 0, 0]);
+    from.close();
+  });
+
+  it('says 0 at the end, as often as it is asked, and what was left comes before', () => {
+    const { read, write } = pipe();
+    const from = new BlockingFd(read);
+    fs.writeSync(write, 'rest');
+    fs.closeSync(write);
+    const into = new Uint8Array(3);
+    expect([0, 1, 2, 3].map(() => from.readNow(into))).toEqual([3, 1, 0, 0]);
+    from.close();
+  });
+
+  it('reads into shared memory and mapped pages', () => {
+    const file = path.join(folder, 'now');
+    fs.writeFileSync(file, bytes(8192));
+    const from = new BlockingFd(fs.openSync(file, 'r'));
+    const map = new PageMap(1);
+    const page = new Uint8Array(map.buffer());
+    const shared = new Uint8Array(new SharedArrayBuffer(4096));
+    expect([from.readNow(page), from.readNow(shared)]).toEqual([4096, 4096]);
+    expect(Buffer.compare(page, bytes(8192).subarray(0, 4096))).toBe(0);
+    expect(Buffer.compare(shared, bytes(8192).subarray(4096))).toBe(0);
+    map.release();
+    from.close();
+  });
+
+  it('takes turns with reads on the thread: no byte is lost or comes twice', async () => {
+    const file = path.join(folder, 'turns');
+    const data = bytes(100_000, 7);
+    fs.writeFileSync(file, data);
+    const from = new BlockingFd(fs.openSync(file, 'r'));
+    const into = new Uint8Array(data.length);
+    let at = 0;
+    for (let i = 0; at < data.length; i++) {
+      const piece = into.subarray(at, Math.min(data.length, at + 997));
+      at += i % 2 === 0 ? from.readNow(piece) : await from.read(piece);
+    }
+    expect(Buffer.compare(into, data)).toBe(0);
+    from.close();
+  });
+
+  it('fails as the system says', () => {
+    const directory = new BlockingFd(fs.openSync(folder, 'r'));
+    expect(caught(() => directory.readNow(bytes(1)))).toMatchObject({ code: 'EISDIR', syscall: 'read' });
+    const writer = new BlockingFd(fs.openSync('/dev/null', 'w'));
+    expect(caught(() => writer.readNow(bytes(1)))).toMatchObject({ code: 'EBADF', syscall: 'read' });
+    // A failed read spoils nothing.
+    const file = path.join(folder, 'again');
+    fs.writeFileSync(file, 'ok');
+    const reader = new BlockingFd(fs.openSync(file, 'r'));
+    for (const wrong of [undefined, null, 'x', 4, {}, new Uint16Array(4), new ArrayBuffer(4)]) {
+      const call = (): unknown => reader.readNow(wrong as Uint8Array);
+      expect(call).toThrow(expect.objectContaining({ code: 'ERR_INVALID_ARG_TYPE' }));
+    }
+    expect(reader.readNow(new Uint8Array(4))).toBe(2);
+    for (const fd of [directory, writer, reader]) fd.close();
+  });
+
+  it.each<[string, (fd: NativeBlockingFd) => void]>([
+    ['close', (fd) => fd.close()],
+    ['interrupt', (fd) => fd.interrupt(false)],
+    ['interrupt that spoils', (fd) => fd.interrupt(true)],
+  ])('takes nothing after %s', (_name, stop) => {
+    const { read, write } = nonBlocking();
+    const from = new BlockingFd(read);
+    fs.writeSync(write, 'left');
+    stop(from);
+    const into = new Uint8Array(4);
+    // A spoiled descriptor is at its end: that is no end of the stream, and must not be told as one.
+    expect(caught(() => from.readNow(into))).toMatchObject({ code: 'ECANCELED', syscall: 'read' });
+    expect(caught(() => from.readNow(into))).toMatchObject({ code: 'ECANCELED' });
+    expect([...into]).toEqual([0, 0, 0, 0]);
+    if (_name !== 'interrupt that spoils') {
+      expect(fs.readSync(read, into)).toBe(4);
+      expect(Buffer.from(into).toString()).toBe('left');
+    }
   });
 });
 
