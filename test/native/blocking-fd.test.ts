@@ -7,6 +7,7 @@ import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { loadAddon } from '../../lib/host/xen/addon.js';
 import type { NativeBlockingFd } from '../../lib/host/xen/native.js';
 import { BlockingSink, BlockingSource } from '../../lib/transport/blocking.js';
+import { expectPlayed } from './child.js';
 
 const addon = loadAddon();
 const { BlockingFd, PageMap } = addon;
@@ -260,6 +261,8 @@ describe('a read on the spot', () => {
     map.release();
     from.close();
   });
+
+  it('keeps to the memory that it was given', () => expectPlayed('reads on the spot'));
 
   it('takes turns with reads on the thread: no byte is lost or comes twice', async () => {
     const file = path.join(folder, 'turns');

@@ -205,6 +205,31 @@ const scenarios = {
     assert.equal(map.live, false);
   },
 
+  /** Memory of exactly the length that is read into: one byte beyond it is the sanitizer's. */
+  async 'reads on the spot'() {
+    const { BlockingFd } = load();
+    const fd = pipe();
+    const from = new BlockingFd(fd);
+    for (const length of [1, 7, 64, 4096, 65536]) {
+      fs.writeSync(fd, new Uint8Array(length).fill(length & 0xff));
+      const buffer = new ArrayBuffer(length);
+      assert.equal(from.readNow(new Uint8Array(buffer)), length);
+      assert.ok(new Uint8Array(buffer).every((byte) => byte === (length & 0xff)));
+    }
+    assert.equal(from.readNow(new Uint8Array(0)), 0);
+    assert.throws(() => from.readNow(/** @type {any} */ (undefined)), { code: 'ERR_INVALID_ARG_TYPE' });
+    fs.writeSync(fd, 'x');
+    // Memory that has gone to another owner has length 0, and nothing is written to where it was.
+    const gone = new Uint8Array(8);
+    structuredClone(gone, { transfer: [gone.buffer] });
+    assert.equal(from.readNow(gone), 0);
+    const waiting = from.read(new Uint8Array(100)).catch((error) => error.code);
+    from.interrupt(true);
+    assert.throws(() => from.readNow(new Uint8Array(8)), { code: 'ECANCELED' });
+    assert.equal(await waiting, 'ECANCELED');
+    from.close();
+    assert.throws(() => from.readNow(new Uint8Array(8)), { code: 'ECANCELED' });
+  },
   async 'watches that were closed'() {
     const { watchReadable } = load();
     const fd = pipe();
