@@ -1,5 +1,6 @@
 /** Where streams come from and go to. */
 
+export { compressionsHere, compressSink, decompressSource, type Compression } from './compress.js';
 export { FILE_CHUNK, FileSink, FileSource, type FileSinkOptions, type FileSourceOptions } from './file.js';
 export { MemorySink, MemorySource } from './memory.js';
 export { openSink, openSource, type OpenSinkOptions, type OpenSourceOptions } from './open.js';
