@@ -27,15 +27,24 @@ const known: readonly (readonly [meaning: string, ...prefixes: string[]])[] = [
   ['sent a QEMU migration stream', 'QEVM'],
 ];
 
+/** What a peer whose first bytes are these is: `speaks HTTP`. Undefined if they are nothing known. */
+export function knownForeign(bytes: Uint8Array): string | undefined {
+  const text = latin1(bytes);
+  return known.find(([, ...prefixes]) => prefixes.some((prefix) => text.startsWith(prefix)))?.[0];
+}
+
 /** How a peer whose first bytes are these is to be described: `speaks HTTP`. */
 export function describeForeign(bytes: Uint8Array): string {
-  const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('latin1');
-  for (const [meaning, ...prefixes] of known) {
-    if (prefixes.some((prefix) => text.startsWith(prefix))) return meaning;
-  }
+  const meaning = knownForeign(bytes);
+  if (meaning !== undefined) return meaning;
+  const text = latin1(bytes);
   const sample = text.slice(0, 16);
   const shown = /^[\x20-\x7e\r\n\t]+$/.test(sample)
     ? `"${printable(sample)}"`
     : Array.from(bytes.subarray(0, 16), (byte) => byte.toString(16).padStart(2, '0')).join(' ');
   return `does not speak the migration protocol of this library (it began with ${shown})`;
+}
+
+function latin1(bytes: Uint8Array): string {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('latin1');
 }
