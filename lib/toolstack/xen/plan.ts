@@ -115,10 +115,14 @@ const NOTHING: readonly unknown[] = [
 /** The way for guests that need more than memory, vcpus and a console. */
 export const DROP_IN = 'restore it by xl with `LIBXL_SAVE_HELPER=xen-migrate-save-helper xl restore FILE`';
 
+/** What is asked for is sound, and only libxl's tools can build it. */
+export class NeedsLibxl extends UsageError {}
+
 /**
  * Reads a configuration.
  *
- * @throws UsageError if it cannot be read, lacks what has to be there, or asks for what cannot be built here
+ * @throws UsageError if it cannot be read, or lacks what has to be there; NeedsLibxl if it asks for what cannot be built
+ *   here
  */
 export function planDomain(text: string, options: PlanOptions = {}): DomainPlan {
   const config = parseJson(text, 'domain configuration');
@@ -190,10 +194,10 @@ function refuse(
   options: PlanOptions,
 ): void {
   if (kind === 'hvm' && options.hvmWithoutDeviceModel !== true) {
-    throw new UsageError(`an HVM guest needs a device model (QEMU), which only libxl starts: ${DROP_IN}`);
+    throw new NeedsLibxl(`an HVM guest needs a device model (QEMU), which only libxl starts: ${DROP_IN}`);
   }
   const cannot = (field: string, value: unknown): never => {
-    throw new UsageError(`${field} (${print(value)}) cannot be built without libxl: ${DROP_IN}`);
+    throw new NeedsLibxl(`${field} (${print(value)}) cannot be built without libxl: ${DROP_IN}`);
   };
   for (const name of DEVICES) {
     const list = config[name];
