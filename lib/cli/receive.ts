@@ -8,7 +8,6 @@ import { ExitCode, parseArguments, type Command, type CommandIo } from './comman
 import { errorLine, exitCodeOf, Interrupted } from './exit.js';
 import { bytesText, countText, paintFor, speaksUnicode, timeText } from './format.js';
 import { arrivedGuest } from './guests.js';
-import { IncomingName } from './incoming.js';
 import { hostOption, openHost, type OpenHost } from './hypervisor.js';
 import { operands } from './operands.js';
 import { indent, printJson, printLines } from './print.js';
@@ -112,11 +111,9 @@ class Service {
   async #receive(socket: net.Socket): Promise<void> {
     const mine = { accepted: false };
     let code: number;
-    const naming = this.#open.kind === 'xen' ? new IncomingName(this.#open.xen) : undefined;
     try {
       const result = await startReceive(this.#open.host, {
         from: socket,
-        toolstack: naming?.toolstack,
         signal: this.#signal,
         accept: () => {
           if (this.#once && this.#taken)
@@ -124,7 +121,7 @@ class Service {
           this.#taken = mine.accepted = true;
         },
       }).result;
-      code = await this.#report(result, await naming?.settle(result.domid));
+      code = await this.#report(result);
     } catch (error) {
       code = exitCodeOf(error, this.#signal);
       // Whoever connects and says nothing looks whether somebody is here; that is no failed migration.
@@ -140,7 +137,7 @@ class Service {
     this.#io.stderr.write(`xen-migrate receive: ${text}\n`);
   }
 
-  async #report(result: ReceiveResult, nameNotGiven: string | undefined): Promise<number> {
+  async #report(result: ReceiveResult): Promise<number> {
     const { domid, offer, state, bytes, pages, elapsed, sourceReleased } = result;
     const arrived = await arrivedGuest(this.#open, domid, result.guestType);
     const { kind } = arrived;
@@ -162,8 +159,8 @@ class Service {
         ...indent(factLines(facts, paint, speaksUnicode(this.#io.env))),
       ]);
     }
-    if (nameNotGiven !== undefined) {
-      const taken = `another guest here is named ${printable(nameNotGiven)}`;
+    if (result.nameTaken !== undefined) {
+      const taken = `another guest here is named ${printable(result.nameTaken)}`;
       this.#io.stderr.write(`xen-migrate receive: ${name}: ${taken}; use xl rename when it is gone\n`);
     }
     if (!sourceReleased) {

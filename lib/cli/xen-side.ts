@@ -20,8 +20,6 @@ export interface XenSide {
   readonly hypervisor: HypervisorVersion;
   /** Labels of all domains, by domid. */
   labels(): Promise<ReadonlyMap<number, Label>>;
-  /** Gives a domain another name, which must be free. */
-  rename(domid: number, name: string): Promise<void>;
 }
 
 /** HVM or PVH is the toolstack's knowledge: to the hypervisor both are HVM. */
@@ -44,7 +42,6 @@ export async function openXenSide(): Promise<XenSide> {
       const domids = new Set([...names.keys(), ...types.keys()]);
       return new Map([...domids].map((domid) => [domid, { name: names.get(domid), type: types.get(domid) }]));
     },
-    rename: (domid, name) => withXenstore((store) => rename(store, domid, name)),
   };
 }
 
@@ -65,22 +62,4 @@ async function readTypes(store: XenstoreClient): Promise<Map<number, string>> {
     if (type !== undefined) types.set(Number(entry), type);
   }
   return types;
-}
-
-/** As libxl does it: in the domain's own nodes, and in those of its UUID, which a domain of the same UUID may have taken along. */
-async function rename(store: XenstoreClient, domid: number, name: string): Promise<void> {
-  const home = `/local/domain/${domid}`;
-  const vm = await store.read(`${home}/vm`);
-  await store.transaction(async (tx) => {
-    await tx.write(`${home}/name`, name);
-    const uuid = /^\/vm\/([^/]+)$/.exec(vm ?? '')?.[1];
-    if (vm === undefined || uuid === undefined) return;
-    await tx.mkdir(vm);
-    await tx.setPermissions(vm, [
-      { domid: 0, access: 'none' },
-      { domid, access: 'read' },
-    ]);
-    await tx.write(`${vm}/uuid`, uuid);
-    await tx.write(`${vm}/name`, name);
-  });
 }

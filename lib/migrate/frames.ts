@@ -1,13 +1,15 @@
 /**
  * The frames of the library's own migration protocol, version 1: encoding and decoding, no I/O.
  *
- * All integers are little-endian. Both ends open with a preamble, then speak in frames; between READY and RESTORED
- * the sender's direction carries the xl header and libxl stream raw, as a file would hold them. The preamble, the
+ * All integers are little-endian. Both ends open with a preamble, the receiver at once, the sender when it has heard
+ * the receiver's; then they speak in frames. Between READY and RESTORED the sender's direction carries the xl header
+ * and libxl stream as a file would hold them, compressed if both agreed to that. The preamble, the
  * frame header and REFUSED stay what they are in every later version, so that two versions can always tell each
  * other why they cannot talk. docs/reference/handshake.md has the whole picture.
  */
 import { printable } from '../bytes/printable.js';
 import { PeerError, XenMigrationError } from '../errors.js';
+import { isNoteId } from '../toolstack/notes.js';
 
 /** First bytes of either direction. Bytes that no text protocol sends, and a line end that text-mode channels break. */
 export const MAGIC: Uint8Array = Uint8Array.of(0x8d, 0x58, 0x4d, 0x49, 0x47, 0x0d, 0x0a, 0x1a);
@@ -31,6 +33,8 @@ export const FrameType = {
   RELEASED: 7,
   REFUSED: 0x10,
   FAILED: 0x11,
+  QUERY: 0x20,
+  STATUS: 0x21,
 } as const;
 
 /** What the sender tells of the guest before anything else. */
@@ -41,13 +45,24 @@ export interface MigrationOffer {
   readonly software: string;
   /** The guest's name, if its configuration gives one. */
   readonly name: string | undefined;
-  /** HVM or PVH. */
-  readonly hvm: boolean;
-  /** The memory that the guest may have, bytes. */
-  readonly memory: number;
+  /** HVM or PVH; undefined if the sender does not say, as xl. */
+  readonly hvm: boolean | undefined;
+  /** The memory that the guest may have, bytes; undefined if the sender does not say. */
+  readonly memory: number | undefined;
   /** The guest is paused and shall stay so. */
   readonly paused: boolean;
+  /** Compressions that the sender would use for the stream, best first; empty for none. */
+  readonly compression: readonly string[];
 }
+
+/**
+ * What a host knows of a migration to it.
+ *
+ * - `arrived`: the guest was told to run there, and did
+ * - `absent`: it has no copy and never will
+ * - `pending`: not decided yet; ask again
+ */
+export type MigrationStanding = 'arrived' | 'absent' | 'pending';
 
 /** Why one end gave up. */
 export interface PeerReason {
@@ -64,10 +79,23 @@ export type Frame =
       readonly id: string;
       readonly version: number;
       readonly software: string;
+      /** One of those that were offered, or undefined. */
+      readonly compression: string | undefined;
+      /** `NoteStore.incarnation` of the receiver's host, if it has one. */
+      readonly host: string | undefined;
     }
-  | { readonly type: typeof FrameType.RESTORED; readonly domid: number; readonly bytes: number }
+  | {
+      readonly type: typeof FrameType.RESTORED;
+      /** Undefined from xl, which does not say; likewise the bytes. */
+      readonly domid: number | undefined;
+      readonly bytes: number | undefined;
+    }
   | { readonly type: typeof FrameType.YOURS; readonly id: string }
-  | { readonly type: typeof FrameType.RUNNING; readonly domid: number; readonly state: 'running' | 'paused' }
+  | {
+      readonly type: typeof FrameType.RUNNING;
+      readonly domid: number | undefined;
+      readonly state: 'running' | 'paused';
+    }
   | { readonly type: typeof FrameType.RELEASED }
   | { readonly type: typeof FrameType.REFUSED; readonly reason: PeerReason }
   | {
@@ -75,6 +103,16 @@ export type Frame =
       readonly reason: PeerReason;
       /** True: this side has no copy that runs or could. False: it cannot tell. */
       readonly gone: boolean;
+    }
+  | { readonly type: typeof FrameType.QUERY; readonly id: string }
+  | {
+      readonly type: typeof FrameType.STATUS;
+      readonly id: string;
+      readonly standing: MigrationStanding;
+      readonly domid: number | undefined;
+      /** Of an arrived guest: what it was told to do. */
+      readonly state: 'running' | 'paused' | undefined;
+      readonly host: string | undefined;
     };
 
 export type FrameName = keyof typeof FrameType;
@@ -200,21 +238,41 @@ export function decodeFrame(type: number, bytes: Uint8Array): Frame {
           id: body.id(),
           software: body.text('software', 100),
           name: body.has('name') ? body.text('name', 256) : undefined,
-          hvm: body.flag('hvm'),
-          memory: body.count('memory'),
+          hvm: body.has('hvm') ? body.flag('hvm') : undefined,
+          memory: body.has('memory') ? body.count('memory') : undefined,
           paused: body.flag('paused'),
+          compression: body.has('compression') ? body.texts('compression', 16, 16) : [],
         },
       };
     case FrameType.READY:
-      return { type, id: body.id(), version: body.count('version'), software: body.text('software', 100) };
+      return {
+        type,
+        id: body.id(),
+        version: body.count('version'),
+        software: body.text('software', 100),
+        compression: body.has('compression') ? body.text('compression', 16) : undefined,
+        host: body.has('host') ? body.text('host', 64) : undefined,
+      };
     case FrameType.RESTORED:
       return { type, domid: body.count('domid'), bytes: body.count('bytes') };
     case FrameType.YOURS:
       return { type, id: body.id() };
-    case FrameType.RUNNING: {
-      const state = body.text('state', 16);
-      if (state !== 'running' && state !== 'paused') throw body.wrong('state');
-      return { type, domid: body.count('domid'), state };
+    case FrameType.RUNNING:
+      return { type, domid: body.count('domid'), state: body.runState() };
+    case FrameType.QUERY:
+      return { type, id: body.id() };
+    case FrameType.STATUS: {
+      const standing = body.text('standing', 16);
+      if (standing !== 'arrived' && standing !== 'absent' && standing !== 'pending')
+        throw body.wrong('standing');
+      return {
+        type,
+        id: body.id(),
+        standing,
+        domid: body.has('domid') ? body.count('domid') : undefined,
+        state: standing === 'arrived' ? body.runState() : undefined,
+        host: body.has('host') ? body.text('host', 64) : undefined,
+      };
     }
     case FrameType.RELEASED:
       return { type };
@@ -225,13 +283,6 @@ export function decodeFrame(type: number, bytes: Uint8Array): Frame {
     default:
       throw protocolError(`frame of unknown type 0x${type.toString(16)}`);
   }
-}
-
-const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/;
-
-/** True for the form in which migration ids are written: a UUID in lower case. */
-export function isMigrationId(text: string): boolean {
-  return UUID.test(text);
 }
 
 /** The members of a frame's body, each taken with its check. */
@@ -267,6 +318,21 @@ class Body {
     return printable(value);
   }
 
+  texts(member: string, most: number, longest: number): readonly string[] {
+    const value = this.has(member) ? this.#members[member] : undefined;
+    if (!Array.isArray(value) || value.length > most) throw this.wrong(member);
+    return value.map((text: unknown) => {
+      if (typeof text !== 'string' || text.length > longest) throw this.wrong(member);
+      return printable(text);
+    });
+  }
+
+  runState(): 'running' | 'paused' {
+    const state = this.text('state', 16);
+    if (state !== 'running' && state !== 'paused') throw this.wrong('state');
+    return state;
+  }
+
   count(member: string): number {
     const value = this.has(member) ? this.#members[member] : undefined;
     if (!Number.isSafeInteger(value) || (value as number) < 0) throw this.wrong(member);
@@ -281,7 +347,7 @@ class Body {
 
   id(): string {
     const id = this.text('id', 36);
-    if (!isMigrationId(id)) throw this.wrong('id');
+    if (!isNoteId(id)) throw this.wrong('id');
     return id;
   }
 

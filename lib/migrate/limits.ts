@@ -14,6 +14,7 @@ const defaults: FullTimeouts = {
   stallMs: 60_000,
   switchoverMs: 60_000,
   releaseMs: 30_000,
+  resolveMs: 60_000,
   totalMs: Infinity,
 };
 

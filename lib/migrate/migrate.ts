@@ -6,8 +6,8 @@ import { JobControl } from '../job.js';
 import { runRestore } from '../restore/restore.js';
 import { runSave } from '../save/save.js';
 import { SaveSteering } from '../save/steering.js';
+import { isNoteId } from '../toolstack/notes.js';
 import { checkBudget, withinBudget } from '../save/throttle.js';
-import { isMigrationId } from './frames.js';
 import { fullTimeouts } from './limits.js';
 import { runReceive } from './receiver.js';
 import { runMigrate } from './sender.js';
@@ -36,7 +36,7 @@ export function startMigrate(host: Host, options: MigrateOptions): MigrateJob {
   checkPeer(options.peer, 'peer');
   if (!Number.isInteger(options.domid) || options.domid < 0)
     throw new UsageError(`no domid: ${options.domid}`);
-  if (options.id !== undefined && !isMigrationId(options.id)) {
+  if (options.id !== undefined && !isNoteId(options.id)) {
     throw new UsageError('id must be a UUID in lower case');
   }
   fullTimeouts('sender', options.timeouts);

@@ -14,27 +14,26 @@ import { debug } from '../debug.js';
 import type { Host } from '../host/host.js';
 import type { JobControl } from '../job.js';
 import type { runRestore } from '../restore/restore.js';
-import type { RestoreResult } from '../restore/types.js';
+import type { RestoreOptions, RestoreResult } from '../restore/types.js';
 import { StreamErrorCode } from '../stream/codes.js';
 import type { Toolstack } from '../toolstack/toolstack.js';
+import { compressionsHere, decompressSource } from '../transport/compress.js';
 import { SOFTWARE } from '../version.js';
-import {
-  commonVersion,
-  frameName,
-  FrameType,
-  PROTOCOL_VERSIONS,
-  protocolError,
-  reasonOf,
-  versionsText,
-  type MigrationOffer,
-} from './frames.js';
+import { answerQuery, type Answer } from './answer.js';
+import { frameName, FrameType, protocolError, reasonOf, type MigrationOffer } from './frames.js';
 import { fullTimeouts, msText, startTimer, StreamSource, withLimit, type FullTimeouts } from './limits.js';
+import { incomingToolstack, nameIn, overridden } from './naming.js';
+import { Note } from './note.js';
+import { openReceiverWire } from './open-wire.js';
 import { Session, SyncPoint } from './session.js';
 import type { ReceiveOptions, ReceiveResult } from './types.js';
 import { asOurs } from './whereabouts.js';
-import { peerFailure, Wire } from './wire.js';
+import { peerFailure, type MigrationWire } from './wire.js';
 
 const SENDER = 'the sender';
+
+/** How a job ends that only answered a question. */
+export const ONLY_ASKED = 'ERR_XEN_ONLY_ASKED';
 
 /** Receives a guest. The control's job must be of operation `receive`; `restore` is `runRestore`, or in tests what stands for it. */
 export async function runReceive(
@@ -54,9 +53,12 @@ class Receiver {
   readonly #toolstack: Toolstack;
   readonly #timeouts: FullTimeouts;
   readonly #session = new Session('receiver');
-  readonly #wire: Wire;
-  /** The peer speaks our protocol, so that it can be told why we fail. */
-  #greeted = false;
+  readonly #wire: MigrationWire;
+  #note: Note | undefined;
+  /** The guest's own name, under which it is to run. */
+  #name: string | undefined;
+  #nameTaken: string | undefined;
+  #compression: string | undefined;
   /** The last frame was sent; the connection ends in good manners. */
   #farewell = false;
 
@@ -67,7 +69,7 @@ class Receiver {
     this.#restore = restore;
     this.#toolstack = options.toolstack ?? host.toolstack;
     this.#timeouts = fullTimeouts('receiver', options.timeouts);
-    this.#wire = new Wire(options.from, SENDER);
+    this.#wire = openReceiverWire(options.from, options.protocol);
   }
 
   async run(): Promise<ReceiveResult> {
@@ -77,11 +79,12 @@ class Receiver {
     );
     try {
       const offer = await this.#agree();
-      const restored = await this.#readStream();
+      const restored = await this.#readStream(offer);
       await this.#yours(restored);
       const state = await this.#start(restored.domid, offer);
       const sourceReleased = await this.#released(restored.domid, state);
-      return { ...restored, id: offer.id, offer, state, sourceReleased };
+      const { id } = offer;
+      return { ...restored, id, offer, state, sourceReleased, nameTaken: this.#nameTaken };
     } catch (error) {
       throw await this.#failed(error);
     } finally {
@@ -100,21 +103,12 @@ class Receiver {
       wire.connected(s),
     );
     const what = `${SENDER} did not say what it wants`;
-    const [version, offer] = await withLimit('hello', helloMs, what, signal, async (s) => {
-      const peer = await wire.receivePreamble(s);
-      this.#greeted = true;
-      const common = commonVersion(peer);
-      if (common === undefined) {
-        throw protocolError(
-          `${SENDER} speaks version ${versionsText(peer)} of the protocol, this side ${versionsText(PROTOCOL_VERSIONS)}`,
-        );
-      }
-      const frame = await wire.receive(s);
-      if (frame.type !== FrameType.HELLO) {
-        throw protocolError(`${SENDER} sent ${frameName(frame.type)} where HELLO was due`);
-      }
-      return [common, frame.offer] as const;
-    });
+    const frame = await withLimit('hello', helloMs, what, signal, (s) => wire.receive(s));
+    if (frame.type === FrameType.QUERY) throw await this.#answer(frame.id);
+    if (frame.type !== FrameType.HELLO) {
+      throw protocolError(`${SENDER} sent ${frameName(frame.type)} where HELLO was due`);
+    }
+    const { offer } = frame;
     this.#session.id = offer.id;
     this.#session.pass(SyncPoint.HELLO);
     debug('offered: %o', offer);
@@ -127,16 +121,44 @@ class Receiver {
         throw new XenMigrationError('ERR_XEN_NOT_ACCEPTED', text, { cause });
       }
     });
+    await this.#openNote(offer);
+    const host = await this.#toolstack.notes?.incarnation();
+    const mine = this.#options.compression ?? compressionsHere();
+    this.#compression = offer.compression.find((name) => mine.includes(name));
+    const { version } = wire;
+    const compression = this.#compression;
     await withLimit('hello', helloMs, `${SENDER} did not take READY`, signal, () =>
-      wire.send({ type: FrameType.READY, id: offer.id, version, software: SOFTWARE }),
+      wire.send({ type: FrameType.READY, id: offer.id, version, software: SOFTWARE, compression, host }),
     );
     this.#session.pass(SyncPoint.READY);
     return offer;
   }
 
+  /** Not a migration, but the question what became of one. Returns the error that ends this job. */
+  async #answer(id: string): Promise<XenMigrationError> {
+    const answer: Answer = await answerQuery(this.#host, this.#toolstack, id);
+    const host = await this.#toolstack.notes?.incarnation();
+    this.#farewell = await this.#wire.trySend({ type: FrameType.STATUS, id, host, ...answer });
+    return new XenMigrationError(ONLY_ASKED, `asked for migration ${id}: ${answer.standing}`);
+  }
+
+  /** From here on the migration is known here by its id: one that is sent again must not become a second guest. */
+  async #openNote(offer: MigrationOffer): Promise<void> {
+    this.#note = await Note.open(this.#toolstack.notes, 'receiver', {
+      id: offer.id,
+      domid: undefined,
+      name: offer.name,
+      point: SyncPoint.HELLO,
+      paused: offer.paused,
+      suspended: false,
+      peer: undefined,
+      peerHost: undefined,
+    });
+  }
+
   /** 3: everything up to libxl's END, into a new domain that stays paused. */
-  async #readStream(): Promise<RestoreResult> {
-    const { from: _from, accept: _accept, timeouts: _timeouts, ...restoreOptions } = this.#options;
+  async #readStream(offer: MigrationOffer): Promise<RestoreResult> {
+    const restoreOptions = restoreOptionsOf(this.#options);
     const { setupMs, stallMs } = this.#timeouts;
     const stream = new StreamSource(this.#wire.source, stallMs, () =>
       this.#abort(new TimeoutError('stall', stallMs, `${SENDER} has sent nothing for ${msText(stallMs)}`)),
@@ -146,13 +168,16 @@ class Receiver {
         this.#abort(new TimeoutError('setup', setupMs, `no memory came within ${msText(setupMs)} of READY`));
       }
     });
+    const own = incomingToolstack(this.#toolstack, (name) => (this.#name = name));
+    const toolstack = this.#noting(own, offer);
+    const unpacked =
+      this.#compression === undefined ? undefined : decompressSource(stream, this.#compression);
     try {
-      const restored = await this.#restore(this.#control, this.#host, stream, {
+      const restored = await this.#restore(this.#control, this.#host, unpacked ?? stream, {
         ...restoreOptions,
-        format: 'xl',
-        run: false,
-        refuseTrailing: false,
+        toolstack,
       });
+      await unpacked?.finish(this.#control.signal);
       this.#control.domid = restored.domid;
       this.#session.pass(SyncPoint.STREAM_END);
       return { ...restored, bytes: stream.position };
@@ -168,8 +193,21 @@ class Receiver {
       throw error;
     } finally {
       clearTimeout(setup);
+      await unpacked?.close();
       await stream.close();
     }
+  }
+
+  /** The toolstack, but that the note knows the domain as soon as there is one. */
+  #noting(own: Toolstack, offer: MigrationOffer): Toolstack {
+    const createDomain: Toolstack['createDomain'] = async (config, options) => {
+      // The name is enough to find a domain whose number could not be noted any more.
+      await this.#note?.advance({ point: SyncPoint.READY, name: nameIn(config) ?? offer.name });
+      const domid = await own.createDomain(config, options);
+      await this.#note?.tryAdvance({ domid });
+      return domid;
+    };
+    return overridden(own, { createDomain });
   }
 
   /** 4 RESTORED, 5 YOURS. */
@@ -189,6 +227,7 @@ class Receiver {
     }
     if (frame.id !== this.#session.id) throw protocolError(`${SENDER} handed over another migration`);
     this.#session.pass(SyncPoint.YOURS);
+    await this.#note?.tryAdvance({ point: SyncPoint.YOURS, domid });
   }
 
   /** The sender has let go: whatever becomes of the connection, the guest runs here if it can. */
@@ -199,32 +238,62 @@ class Receiver {
     return state;
   }
 
+  /** Its own name, which the sender has let go of. Never rejects: the guest runs, under whatever name. */
+  async #giveName(domid: number): Promise<void> {
+    const name = this.#name;
+    if (name === undefined) return;
+    try {
+      await this.#toolstack.rename?.(domid, name);
+    } catch (error) {
+      debug('domain %d cannot be renamed to %s: %O', domid, name, error);
+      this.#nameTaken = name;
+    }
+  }
+
   /** 6 RUNNING is told, and 7 RELEASED heard, if it comes. The guest runs: a failure here is none of the migration. */
   async #released(domid: number, state: 'running' | 'paused'): Promise<boolean> {
+    let released = false;
+    // Before anything that takes time: the sender waits.
+    const telling = this.#tellRunning(domid, state);
+    telling.catch(() => undefined);
+    await this.#note?.tryAdvance({ point: SyncPoint.RUNNING });
+    await this.#giveName(domid);
     try {
       const what = `${SENDER} did not say that its copy is gone`;
       const frame = await withLimit('release', this.#timeouts.releaseMs, what, undefined, async (s) => {
-        await this.#wire.send({ type: FrameType.RUNNING, domid, state });
+        await telling;
         return this.#wire.receive(s);
       });
-      if (frame.type !== FrameType.RELEASED) return false;
-      this.#session.pass(SyncPoint.RELEASED);
-      return true;
+      released = frame.type === FrameType.RELEASED;
+      if (released) this.#session.pass(SyncPoint.RELEASED);
     } catch (error) {
       debug('no RELEASED: %O', error);
-      return false;
     }
+    // A sender that has not released its copy may yet ask for this one.
+    if (released) await this.#note?.close();
+    else await this.#note?.abandon();
+    return released;
+  }
+
+  #tellRunning(domid: number, state: 'running' | 'paused'): Promise<void> {
+    return this.#wire.send({ type: FrameType.RUNNING, domid, state });
   }
 
   /** Takes the copy away and tells the sender. Returns the error to throw. */
   async #failed(failure: unknown): Promise<unknown> {
     const error = asOurs(failure);
     error.phase ??= this.#control.phase;
+    if (error.code === ONLY_ASKED) {
+      error.guest = { host: 'none', state: 'unknown' };
+      return error;
+    }
     this.#control.enter('cleanup');
     const { committed } = this.#session;
     // Before the commit point nothing here ever ran, nor will it: the sender need not wait for the clean-up to know.
     if (!committed) this.#farewell = await this.#tell(error, true);
     const destroyed = await this.#destroy(error);
+    if (destroyed) await this.#note?.close();
+    else await this.#note?.abandon();
     if (committed) this.#farewell = await this.#tell(error, destroyed);
     error.guest ??= this.#whereabouts(destroyed);
     return error;
@@ -240,7 +309,7 @@ class Receiver {
   }
 
   async #tell(error: XenMigrationError, gone: boolean): Promise<boolean> {
-    if (!this.#greeted) return false;
+    if (!this.#wire.greeted) return false;
     const reason = reasonOf(error);
     return this.#session.point < SyncPoint.READY
       ? this.#wire.trySend({ type: FrameType.REFUSED, reason })
@@ -263,4 +332,17 @@ class Receiver {
   #abort(reason: unknown): void {
     if (!this.#session.committed) this.#control.cancel(reason);
   }
+}
+
+/** What is the restore's of a receiver's options. */
+function restoreOptionsOf(options: ReceiveOptions): RestoreOptions {
+  const {
+    from: _from,
+    accept: _accept,
+    timeouts: _timeouts,
+    protocol: _protocol,
+    compression: _compression,
+    ...rest
+  } = options;
+  return { ...rest, format: 'xl', run: false, refuseTrailing: false };
 }

@@ -4,10 +4,12 @@
  */
 import { randomUUID } from 'node:crypto';
 import { PAGE_SIZE } from '../abi/pages.js';
+import { debug } from '../debug.js';
 import {
   GuestError,
   PeerError,
   TimeoutError,
+  UsageError,
   withCleanupError,
   XenMigrationError,
   type GuestWhereabouts,
@@ -17,25 +19,20 @@ import { now, type JobControl } from '../job.js';
 import { SaveErrorCode } from '../save/codes.js';
 import type { runSave } from '../save/save.js';
 import type { SaveSteering } from '../save/steering.js';
-import type { SaveResult } from '../save/types.js';
+import type { SaveOptions, SaveResult } from '../save/types.js';
 import type { Toolstack } from '../toolstack/toolstack.js';
+import { compressSink } from '../transport/compress.js';
 import { SOFTWARE } from '../version.js';
-import {
-  commonVersion,
-  frameName,
-  FrameType,
-  PROTOCOL_VERSIONS,
-  protocolError,
-  reasonOf,
-  versionsText,
-  type Frame,
-  type MigrationOffer,
-} from './frames.js';
+import { askAgain } from './ask.js';
+import { frameName, FrameType, protocolError, reasonOf, type Frame, type MigrationOffer } from './frames.js';
 import { fullTimeouts, msText, startTimer, StreamSink, withLimit, type FullTimeouts } from './limits.js';
+import { MIGRATED_AWAY, nameIn } from './naming.js';
+import { Note } from './note.js';
+import { openSenderWire } from './open-wire.js';
 import { Session, SyncPoint } from './session.js';
 import type { MigrateOptions, MigrateResult } from './types.js';
 import { asOurs, readInfo, whereaboutsOf } from './whereabouts.js';
-import { peerFailure, Wire } from './wire.js';
+import { connected, peerFailure, type MigrationWire } from './wire.js';
 
 const RECEIVER = 'the receiver';
 
@@ -53,6 +50,12 @@ export async function runMigrate(
   return new Sender(control, host, options, steering, save).run();
 }
 
+/** What is known of the guest at the destination. */
+interface Running {
+  readonly domid: number | undefined;
+  readonly state: 'running' | 'paused';
+}
+
 class Sender {
   readonly #control: JobControl;
   readonly #host: Host;
@@ -62,7 +65,13 @@ class Sender {
   readonly #toolstack: Toolstack;
   readonly #timeouts: FullTimeouts;
   readonly #session = new Session('sender');
-  readonly #wire: Wire;
+  #wire: MigrationWire | undefined;
+  #note: Note | undefined;
+  /** The guest's own name, if it was taken from it. */
+  #renamedFrom: string | undefined;
+  #compression: string | undefined;
+  /** `NoteStore.incarnation` of the receiver's host. */
+  #peerHost: string | undefined;
   #info: DomainInfo | undefined;
   /** What the receiver says next. Always being waited for after READY, so that its failure is heard at once. */
   #answer: Promise<Frame> | undefined;
@@ -90,7 +99,8 @@ class Sender {
     this.#save = save;
     this.#toolstack = options.toolstack ?? host.toolstack;
     this.#timeouts = fullTimeouts('sender', options.timeouts);
-    this.#wire = new Wire(options.peer, RECEIVER);
+    // Until there is a wire, whose it is: it must not end the process.
+    options.peer.on('error', () => undefined);
   }
 
   async run(): Promise<MigrateResult> {
@@ -100,12 +110,16 @@ class Sender {
     );
     this.#control.signal.addEventListener('abort', this.#onAbort, { once: true });
     try {
-      const software = await this.#agree();
-      const saved = await this.#sendStream();
+      const offer = await this.#offer();
+      const wire = await this.#connect();
+      const software = await this.#agree(wire, offer);
+      await this.#openNote(offer);
+      const saved = await this.#sendStream(wire);
       await this.#restored();
-      const running = await this.#handOver();
+      await this.#letGo();
+      const running = await this.#handOver(wire);
       const handedOverAt = now();
-      await this.#release(running.state);
+      await this.#release(wire, running.state);
       return {
         ...saved,
         id: this.#session.id,
@@ -123,59 +137,104 @@ class Sender {
     } finally {
       clearTimeout(total);
       this.#control.signal.removeEventListener('abort', this.#onAbort);
-      if (this.#farewell) await this.#wire.close();
-      else this.#wire.destroy(new PeerError('ERR_XEN_PEER_LOST', 'the migration is over'));
+      const wire = this.#wire;
+      if (wire === undefined) this.#options.peer.destroy();
+      else if (this.#farewell) await wire.close();
+      else wire.destroy(new PeerError('ERR_XEN_PEER_LOST', 'the migration is over'));
     }
   }
 
-  /** 1 HELLO, 2 READY. Returns the receiver's software. */
-  async #agree(): Promise<string> {
+  async #offer(): Promise<MigrationOffer> {
+    const { domid, config, compression, id } = this.#options;
+    this.#info = await readInfo(this.#host, domid);
+    await this.#refuseOpenMatter();
+    const { hvm, maxPages, paused } = this.#info;
+    const name = nameIn(config ?? (await this.#toolstack.domainConfig(domid)));
+    this.#session.id = id ?? randomUUID();
+    return {
+      id: this.#session.id,
+      software: SOFTWARE,
+      name,
+      hvm,
+      memory: maxPages * PAGE_SIZE,
+      paused,
+      compression: compression ?? [],
+    };
+  }
+
+  /** A guest of which nobody knows whether it runs elsewhere must not go on any journey before that is known. */
+  async #refuseOpenMatter(): Promise<void> {
+    const { notes } = this.#toolstack;
+    const { domid } = this.#options;
+    for (const note of (await notes?.list()) ?? []) {
+      if (note.domid !== domid || note.role === 'receiver' || (await notes?.isAlive(note.owner)) === true) {
+        continue;
+      }
+      throw new UsageError(
+        `domain ${domid} was left behind by ${note.role === 'sender' ? `migration ${note.id}` : `a ${note.role}`}, ` +
+          'whose process died or lost its receiver: recover it first (xen-migrate recover)',
+        { domid },
+      );
+    }
+  }
+
+  /** The connection, and the protocol that the receiver at its end speaks. */
+  async #connect(): Promise<MigrationWire> {
     const { signal } = this.#control;
     const { connectMs, helloMs } = this.#timeouts;
-    const wire = this.#wire;
-    this.#info = await readInfo(this.#host, this.#options.domid);
-    const offer = await this.#offer(this.#info);
-    this.#session.id = offer.id;
+    const { peer, protocol } = this.#options;
     await withLimit('connect', connectMs, `${RECEIVER} could not be connected`, signal, (s) =>
-      wire.connected(s),
+      connected(peer, RECEIVER, s),
     );
-    return withLimit('hello', helloMs, `${RECEIVER} did not answer the greeting`, signal, async (s) => {
+    const what = `${RECEIVER} did not greet`;
+    const wire = await withLimit('hello', helloMs, what, signal, (s) => openSenderWire(peer, protocol, s));
+    this.#wire = wire;
+    return wire;
+  }
+
+  /** 1 HELLO, 2 READY. Returns the receiver's software. */
+  async #agree(wire: MigrationWire, offer: MigrationOffer): Promise<string> {
+    const { signal } = this.#control;
+    const what = `${RECEIVER} did not answer the greeting`;
+    return withLimit('hello', this.#timeouts.helloMs, what, signal, async (s) => {
       await wire.send({ type: FrameType.HELLO, offer });
       this.#session.pass(SyncPoint.HELLO);
-      const peer = await wire.receivePreamble(s);
-      const version = commonVersion(peer);
-      if (version === undefined) {
-        throw protocolError(
-          `${RECEIVER} speaks version ${versionsText(peer)} of the protocol, this side ${versionsText(PROTOCOL_VERSIONS)}`,
-        );
-      }
       const frame = await wire.receive(s);
       if (frame.type !== FrameType.READY) throw this.#unexpected(frame, 'READY');
-      if (frame.id !== offer.id || frame.version !== version) {
+      if (frame.id !== offer.id || frame.version !== wire.version) {
         throw protocolError(`${RECEIVER} answered to another greeting than ours`);
       }
+      const { compression } = frame;
+      if (compression !== undefined && !offer.compression.includes(compression)) {
+        throw protocolError(`${RECEIVER} chose a compression that was not offered: ${compression}`);
+      }
+      this.#compression = compression;
+      this.#peerHost = frame.host;
       this.#session.pass(SyncPoint.READY);
       return frame.software;
     });
   }
 
-  async #offer(info: DomainInfo): Promise<MigrationOffer> {
-    const { domid, config } = this.#options;
-    return {
-      id: this.#options.id ?? randomUUID(),
-      software: SOFTWARE,
-      name: nameIn(config ?? (await this.#toolstack.domainConfig(domid))),
-      hvm: info.hvm,
-      memory: info.maxPages * PAGE_SIZE,
-      paused: info.paused,
-    };
+  /** Before anything is done to the guest: whoever finds this process dead knows what to put right. */
+  async #openNote(offer: MigrationOffer): Promise<void> {
+    const { domid, reconnectTo } = this.#options;
+    this.#note = await Note.open(this.#toolstack.notes, 'sender', {
+      id: offer.id,
+      domid,
+      name: offer.name,
+      point: SyncPoint.READY,
+      paused: offer.paused,
+      suspended: this.#info?.shutdown === true,
+      peer: reconnectTo,
+      peerHost: this.#peerHost,
+    });
   }
 
   /** 3: everything up to libxl's END, with the guest suspended and left so. */
-  async #sendStream(): Promise<SaveResult> {
-    const { peer: _peer, id: _id, timeouts: _timeouts, ...saveOptions } = this.#options;
+  async #sendStream(wire: MigrationWire): Promise<SaveResult> {
+    const saveOptions = saveOptionsOf(this.#options);
     const { setupMs, stallMs } = this.#timeouts;
-    const stream = new StreamSink(this.#wire.sink, stallMs, () =>
+    const stream = new StreamSink(wire.sink, stallMs, () =>
       this.#abort(new TimeoutError('stall', stallMs, `${RECEIVER} has taken nothing for ${msText(stallMs)}`)),
     );
     const setup = startTimer(setupMs, () => {
@@ -186,14 +245,14 @@ class Sender {
       }
     });
     this.#stream = stream;
-    this.#listen();
+    this.#listen(wire);
     try {
       this.#control.throwIfCancelled();
       const saved = await this.#save(
         this.#control,
         this.#host,
-        stream,
-        { ...saveOptions, format: 'xl', afterwards: 'suspended' },
+        this.#compression === undefined ? stream : compressSink(stream, this.#compression),
+        saveOptions,
         this.#steering,
       );
       this.#saved = saved;
@@ -209,8 +268,8 @@ class Sender {
   }
 
   /** Waits for the receiver's next word; anything but RESTORED while the stream is under way cuts it. */
-  #listen(): void {
-    this.#answer = this.#wire.receive();
+  #listen(wire: MigrationWire): void {
+    this.#answer = wire.receive();
     this.#answer.then(
       (frame) => {
         // RESTORED may come a moment before our own end of the save has returned.
@@ -233,7 +292,7 @@ class Sender {
       this.#heard(),
     );
     if (frame.type !== FrameType.RESTORED) throw this.#unexpected(frame, 'RESTORED');
-    if (frame.bytes !== this.#streamBytes) {
+    if (frame.bytes !== undefined && frame.bytes !== this.#streamBytes) {
       throw protocolError(
         `${RECEIVER} says that the stream had ${frame.bytes} bytes, but ${this.#streamBytes} were sent`,
       );
@@ -241,33 +300,68 @@ class Sender {
     this.#session.pass(SyncPoint.RESTORED);
   }
 
-  /** 5 YOURS, 6 RUNNING. From the first byte of YOURS on, nothing but the receiver's word brings the guest back. */
-  async #handOver(): Promise<Extract<Frame, { type: typeof FrameType.RUNNING }>> {
+  /** The guest's name is free for the other copy, and the note says that this one is not to be resumed unasked. */
+  async #letGo(): Promise<void> {
+    const { domid } = this.#options;
+    const toolstack = this.#toolstack;
+    const name = toolstack.rename === undefined ? undefined : await toolstack.nameOf?.(domid);
+    if (name !== undefined) {
+      this.#renamedFrom = name;
+      await toolstack.rename?.(domid, name + MIGRATED_AWAY);
+    }
     this.#control.throwIfCancelled();
-    if (this.#wire.lost) throw new PeerError('ERR_XEN_PEER_LOST', `${RECEIVER} closed the connection`);
+    if (this.#wire?.lost === true)
+      throw new PeerError('ERR_XEN_PEER_LOST', `${RECEIVER} closed the connection`);
+    await this.#note?.advance({ point: SyncPoint.YOURS });
+    this.#control.throwIfCancelled();
+  }
+
+  /** 5 YOURS, 6 RUNNING. From the first byte of YOURS on, nothing but the receiver's word brings the guest back. */
+  async #handOver(wire: MigrationWire): Promise<Running> {
     this.#session.pass(SyncPoint.YOURS);
-    this.#answer = this.#wire.receive();
+    this.#answer = wire.receive();
     // If YOURS itself cannot be sent, nobody waits for the answer any more.
     this.#answer.catch(() => undefined);
     const { switchoverMs } = this.#timeouts;
     const what = `${RECEIVER} did not confirm that the guest runs`;
-    const frame = await withLimit('switchover', switchoverMs, what, undefined, () => {
-      const sending = this.#wire.send({ type: FrameType.YOURS, id: this.#session.id });
-      // The receiver may have given up, and said so, before YOURS got through.
-      return Promise.race([this.#heard(), sending.then(() => this.#heard())]);
-    });
-    if (frame.type === FrameType.RUNNING) {
-      this.#session.pass(SyncPoint.RUNNING);
-      return frame;
+    let frame: Frame;
+    try {
+      frame = await withLimit('switchover', switchoverMs, what, undefined, () => {
+        const sending = wire.send({ type: FrameType.YOURS, id: this.#session.id });
+        // The receiver may have given up, and said so, before YOURS got through.
+        return Promise.race([this.#heard(), sending.then(() => this.#heard())]);
+      });
+      if (frame.type !== FrameType.RUNNING) {
+        this.#handedBack = frame.type === FrameType.FAILED && frame.gone;
+        throw this.#unexpected(frame, 'RUNNING');
+      }
+    } catch (error) {
+      if (this.#handedBack) throw error;
+      frame = await this.#resolve(error);
     }
-    this.#handedBack = frame.type === FrameType.FAILED && frame.gone;
-    throw this.#unexpected(frame, 'RUNNING');
+    this.#session.pass(SyncPoint.RUNNING);
+    return { domid: frame.domid, state: frame.state ?? 'running' };
+  }
+
+  /** The answer to YOURS did not come: it is asked for over other connections, if there can be any. Throws `error` if in vain. */
+  async #resolve(error: unknown): Promise<Extract<Frame, { type: typeof FrameType.STATUS }>> {
+    const { reconnect } = this.#options;
+    if (reconnect === undefined) throw error;
+    const standing = await askAgain(reconnect, this.#session.id, this.#peerHost, this.#timeouts.resolveMs);
+    debug('migration %s: asked again: %o', this.#session.id, standing);
+    if ('failure' in standing) {
+      throw withCleanupError(asOurs(error), standing.failure);
+    }
+    if (standing.standing === 'arrived') return standing;
+    this.#handedBack = true;
+    throw error;
   }
 
   /** 7 RELEASED: our copy goes, and the receiver is told. */
-  async #release(state: 'running' | 'paused'): Promise<void> {
+  async #release(wire: MigrationWire, state: 'running' | 'paused'): Promise<void> {
     this.#control.enter('cleanup');
     const { domid } = this.#options;
+    await this.#note?.tryAdvance({ point: SyncPoint.RUNNING });
     try {
       await this.#toolstack.destroy(domid);
     } catch (cause) {
@@ -277,7 +371,8 @@ class Sender {
         { cause, phase: 'cleanup', domid, guest: { host: 'destination', state } },
       );
     }
-    this.#farewell = await this.#wire.trySend({ type: FrameType.RELEASED });
+    await this.#note?.close();
+    this.#farewell = await wire.trySend({ type: FrameType.RELEASED });
     this.#session.pass(SyncPoint.RELEASED);
   }
 
@@ -286,10 +381,34 @@ class Sender {
     const error = asOurs(await this.#account(failure));
     error.phase ??= this.#control.phase;
     const { rule, committed } = this.#session;
-    if (rule === 'destination') return error;
-    if (rule === 'keep-suspended' && !this.#handedBack) return this.#unknown(error);
+    if (rule === 'destination') {
+      await this.#note?.abandon();
+      return error;
+    }
+    if (rule === 'keep-suspended' && !this.#handedBack) {
+      await this.#note?.abandon();
+      return this.#unknown(error);
+    }
 
     this.#control.enter('cleanup');
+    const place = await this.#takeBack(error);
+    // Inside the stream there is no room for a frame: there, the receiver sees the connection end.
+    if (this.#saved !== undefined && !committed && this.#wire !== undefined) {
+      this.#farewell = await this.#wire.trySend({
+        type: FrameType.FAILED,
+        reason: reasonOf(error),
+        gone: false,
+      });
+    }
+    error.guest ??= place ?? (await whereaboutsOf(this.#host, this.#options.domid));
+    if (error.guest.state === 'suspended' && this.#info?.shutdown === false)
+      await this.#note?.abandon({ point: SyncPoint.READY });
+    else await this.#note?.close();
+    return error;
+  }
+
+  /** The guest goes on here, under its own name. Says where it is if that did not work. */
+  async #takeBack(error: XenMigrationError): Promise<GuestWhereabouts | undefined> {
     const { domid } = this.#options;
     let place: GuestWhereabouts | undefined;
     // A failed save has put the guest right itself; a complete one has left it suspended for us.
@@ -301,16 +420,14 @@ class Sender {
         place = { host: 'source', state: 'suspended' };
       }
     }
-    // Inside the stream there is no room for a frame: there, the receiver sees the connection end.
-    if (this.#saved !== undefined && !committed) {
-      this.#farewell = await this.#wire.trySend({
-        type: FrameType.FAILED,
-        reason: reasonOf(error),
-        gone: false,
-      });
+    if (this.#renamedFrom !== undefined) {
+      try {
+        await this.#toolstack.rename?.(domid, this.#renamedFrom);
+      } catch (later) {
+        withCleanupError(error, later);
+      }
     }
-    error.guest ??= place ?? (await whereaboutsOf(this.#host, domid));
-    return error;
+    return place;
   }
 
   /** The receiver's own reason, if it gave one, is worth more than the broken connection that it caused. */
@@ -332,8 +449,8 @@ class Sender {
     return new PeerError(
       'ERR_XEN_HANDOVER_UNKNOWN',
       `${RECEIVER} was told to run the guest and its answer did not come (${cause.message}), so it is not known which side has it. ` +
-        `The copy here, domain ${domid}, was left suspended. Look at the destination for migration ${id}: ` +
-        `if the guest is there, destroy domain ${domid} here; if it is not, resume domain ${domid}`,
+        `The copy here, domain ${domid}, was left suspended. Once the destination can be asked, \`xen-migrate recover\` ` +
+        `resolves it (migration ${id}); by hand: if the guest is there, destroy domain ${domid} here, if it is not, resume domain ${domid}`,
       { cause, phase: 'handshake', domid, guest: { host: 'unknown', state: 'unknown' } },
     );
   }
@@ -358,13 +475,17 @@ class Sender {
   };
 }
 
-/** The guest's name in a libxl_domain_config, if it can be found. It is for people to read: nothing depends on it. */
-function nameIn(config: string): string | undefined {
-  try {
-    const parsed = JSON.parse(config) as { c_info?: { name?: unknown } } | null;
-    const name = parsed?.c_info?.name;
-    return typeof name === 'string' ? name.slice(0, 256) : undefined;
-  } catch {
-    return undefined;
-  }
+/** What is the save's of a migration's options. */
+function saveOptionsOf(options: MigrateOptions): SaveOptions {
+  const {
+    peer: _peer,
+    id: _id,
+    timeouts: _timeouts,
+    protocol: _protocol,
+    compression: _compression,
+    reconnect: _reconnect,
+    reconnectTo: _reconnectTo,
+    ...rest
+  } = options;
+  return { ...rest, format: 'xl', afterwards: 'suspended' };
 }

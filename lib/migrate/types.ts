@@ -4,7 +4,9 @@ import type { Job } from '../job.js';
 import type { RestoreOptions, RestoreResult } from '../restore/types.js';
 import type { JobBudget } from '../save/throttle.js';
 import type { SaveLimits, SaveOptions, SaveResult } from '../save/types.js';
+import type { Reconnect } from './ask.js';
 import type { MigrationOffer } from './frames.js';
+import type { MigrationProtocol } from './open-wire.js';
 
 export type { MigrationOffer } from './frames.js';
 
@@ -32,6 +34,11 @@ export interface MigrationTimeouts {
   readonly switchoverMs?: number | undefined;
   /** Receiver: from RUNNING until the sender says that its copy is gone. Running out is no error. Default 30 000. */
   readonly releaseMs?: number | undefined;
+  /**
+   * Sender: how long the destination is asked again, over `reconnect`, what became of a guest whose RUNNING did not come.
+   * Default 60 000.
+   */
+  readonly resolveMs?: number | undefined;
   /** The whole migration up to the commit point, which nothing that comes later can undo. Default Infinity. */
   readonly totalMs?: number | undefined;
 }
@@ -39,20 +46,34 @@ export interface MigrationTimeouts {
 /** Options of `startMigrate`. `suspendTimeoutMs` belongs to the phase `suspend`. */
 export interface MigrateOptions extends Omit<SaveOptions, 'format' | 'afterwards'> {
   /**
-   * The connection to a receiver of this library: a net.Socket, tls.TLSSocket or any Duplex of bytes, connected or
-   * connecting. Owned from now on: destroyed when the job is over.
+   * The connection to a receiver, of this library or `xl migrate-receive`: a net.Socket, tls.TLSSocket, what `connectPeer`
+   * gives, or any Duplex of bytes, connected or connecting. Owned from now on: destroyed when the job is over.
    */
   readonly peer: Duplex;
-  /** The migration's id, a UUID in lower case. Default: a new one. */
+  /** What the receiver speaks. Default `auto`: what it greets with. */
+  readonly protocol?: MigrationProtocol | 'auto' | undefined;
+  /** The migration's id, a UUID in lower case. Default: a new one. The destination takes each id once. */
   readonly id?: string | undefined;
+  /**
+   * Compressions of the stream, best first, of which the receiver chooses the first that it has: `gzip`, `brotli`, `zstd`.
+   * Default none.
+   */
+  readonly compression?: readonly string[] | undefined;
+  /**
+   * Opens another connection to the same destination, to ask what became of the guest if the connection is lost after
+   * YOURS. Without it such a migration ends with `ERR_XEN_HANDOVER_UNKNOWN` at once.
+   */
+  readonly reconnect?: Reconnect | undefined;
+  /** Where `reconnect` goes, as `recover` is to be told it if this process dies: an address of `connectPeer`. */
+  readonly reconnectTo?: string | undefined;
   readonly timeouts?: MigrationTimeouts | undefined;
 }
 
 /** What a successful migration tells the sender. */
 export interface MigrateResult extends SaveResult {
   readonly id: string;
-  /** The guest's domid at the destination. */
-  readonly peerDomid: number;
+  /** The guest's domid at the destination; undefined if that does not say, as xl. */
+  readonly peerDomid: number | undefined;
   /** What it does there: `paused` if it was paused here. */
   readonly peerState: 'running' | 'paused';
   /** Name and version of the receiver's software. */
@@ -70,8 +91,12 @@ export interface ReceiveOptions extends Omit<
   RestoreOptions,
   'format' | 'domid' | 'run' | 'refuseTrailing' | 'onTruncatedCheckpoint'
 > {
-  /** The connection to a sender of this library: any Duplex of bytes. Owned from now on: destroyed when the job is over. */
+  /** The connection to a sender: any Duplex of bytes. Owned from now on: destroyed when the job is over. */
   readonly from: Duplex;
+  /** What is spoken: `xl` for a sender that is `xl migrate`. Default: this library's own protocol. */
+  readonly protocol?: MigrationProtocol | undefined;
+  /** Compressions that the stream may come in. Default: all that this Node has. */
+  readonly compression?: readonly string[] | undefined;
   /**
    * Looks at what is offered, before anything is built. To refuse, throw: the sender gets the message, and
    * `result` rejects with `ERR_XEN_NOT_ACCEPTED` (or what was thrown, if it is an error of this library). The time that
@@ -94,6 +119,8 @@ export interface ReceiveResult extends RestoreResult {
    * the guest had been started here; then a suspended copy may be left there, which must be destroyed and never resumed.
    */
   readonly sourceReleased: boolean;
+  /** The guest's name, if it could not be given it because another guest here has it: it is NAME--incoming then. */
+  readonly nameTaken: string | undefined;
 }
 
 /** A running migration, at its destination. `cancel` has no effect after the commit point. */

@@ -5,6 +5,7 @@ import { cancellation, peerLost, transportFailure } from '../transport/failure.j
 import { openConnection, type Connection } from '../transport/socket.js';
 import type { ByteSink, ByteSource } from '../transport/types.js';
 import {
+  commonVersion,
   decodeFrame,
   decodeFrameHeader,
   decodePreamble,
@@ -13,10 +14,11 @@ import {
   FRAME_HEADER_LENGTH,
   MAGIC,
   PREAMBLE_LENGTH,
+  PROTOCOL_VERSIONS,
   protocolError,
+  versionsText,
   type Frame,
   type PeerReason,
-  type Preamble,
 } from './frames.js';
 import { describeForeign, FOREIGN_SAMPLE } from './foreign.js';
 import { withLimit } from './limits.js';
@@ -24,23 +26,61 @@ import { withLimit } from './limits.js';
 /** ms that a farewell may take: a last frame out, and the peer's own end of the connection in. */
 const FAREWELL = 3000;
 
-/** One end of a migration's connection. */
-export class Wire {
+/**
+ * One end of a migration's connection: frames, and between READY and RESTORED the raw stream. The library's own protocol
+ * is one form of it, that of xl another, which says the same things in other words.
+ */
+export interface MigrationWire {
+  readonly protocol: 'xen-migration' | 'xl';
+  /** The version that both ends speak; 0 until it is known. */
+  readonly version: number;
+  /** The peer has shown that it speaks the protocol, so that it can be told why this side fails. */
+  readonly greeted: boolean;
+  /** The raw directions, for the stream between the frames. */
+  readonly source: ByteSource;
+  readonly sink: ByteSink;
+  /** True if the peer is known to be gone. False proves nothing. */
+  readonly lost: boolean;
+  /**
+   * Resolves when the connection stands; a receiver has greeted then. Rejects with TransportError, PeerError, or the
+   * signal's reason.
+   */
+  connected(signal: AbortSignal): Promise<void>;
+  /** Sends a frame, the first one with the greeting before it if that has not been sent. */
+  send(frame: Frame): Promise<void>;
+  trySend(frame: Frame): Promise<boolean>;
+  /**
+   * Receives the next frame, before the first one the peer's greeting. Rejects with PeerError, also at the end of the
+   * connection. One at a time.
+   */
+  receive(signal?: AbortSignal): Promise<Frame>;
+  /** Ends the connection in good manners after a last frame. Takes a moment at most. */
+  close(): Promise<void>;
+  /** Cuts the connection: waits and writes reject with `reason`. */
+  destroy(reason: unknown): void;
+}
+
+/** The library's own protocol. */
+export class Wire implements MigrationWire {
+  readonly protocol = 'xen-migration';
+  version = 0;
+  greeted = false;
   readonly #peer: Duplex;
+  readonly #role: 'sender' | 'receiver';
   /** `the receiver` or `the sender`: who is at the other end. */
   readonly #who: string;
   readonly #connection: Connection;
-  /** The preamble has been sent. */
-  #greeted = false;
+  /** Our own preamble has been sent. */
+  #opened = false;
 
-  /** @param who Who is at the other end, for messages */
-  constructor(peer: Duplex, who: string) {
+  /** @param role Which end this is */
+  constructor(peer: Duplex, role: 'sender' | 'receiver') {
     this.#peer = peer;
-    this.#who = who;
-    this.#connection = openConnection(peer, { name: who });
+    this.#role = role;
+    this.#who = otherEnd(role);
+    this.#connection = openConnection(peer, { name: this.#who });
   }
 
-  /** The raw directions, for the stream between the frames. */
   get source(): ByteSource {
     return this.#connection.source;
   }
@@ -49,40 +89,22 @@ export class Wire {
     return this.#connection.sink;
   }
 
-  /** True if the peer is known to be gone. False proves nothing. */
   get lost(): boolean {
     return this.#peer.destroyed || this.#peer.readableEnded || !this.#peer.writable;
   }
 
-  /** Resolves when the Duplex is connected. Rejects with TransportError, PeerError, or the signal's reason. */
   async connected(signal: AbortSignal): Promise<void> {
-    const peer = this.#peer as Duplex & { connecting?: boolean };
-    if (peer.connecting === true) {
-      await new Promise<void>((resolve, reject) => {
-        const done = (settle: () => void) => () => {
-          peer.off('connect', onConnect).off('error', onError).off('close', onClose);
-          signal.removeEventListener('abort', onAbort);
-          settle();
-        };
-        const onConnect = done(resolve);
-        const onClose = done(() => reject(peerLost(`connecting to ${this.#who}`)));
-        const onAbort = done(() => reject(cancellation(signal.reason, `connecting to ${this.#who}`)));
-        const onError = (error: Error): void =>
-          done(() => reject(transportFailure(error, `connecting to ${this.#who}`)))();
-        peer.on('connect', onConnect).on('error', onError).on('close', onClose);
-        signal.addEventListener('abort', onAbort, { once: true });
-      });
-    }
-    // Frames are small and somebody waits for each.
-    const socket = this.#peer as Duplex & { setNoDelay?: (on: boolean) => unknown };
-    socket.setNoDelay?.(true);
+    await connected(this.#peer, this.#who, signal);
+    if (this.#role === 'sender') return;
+    // The sender knows by it with whom it talks, before it says anything itself.
+    this.#opened = true;
+    await this.sink.write([encodePreamble()]);
   }
 
-  /** Sends a frame, the first one with the preamble before it. */
   async send(frame: Frame): Promise<void> {
     const bytes = encodeFrame(frame);
-    const views = this.#greeted ? [bytes] : [Buffer.concat([encodePreamble(), bytes])];
-    this.#greeted = true;
+    const views = this.#opened ? [bytes] : [Buffer.concat([encodePreamble(), bytes])];
+    this.#opened = true;
     await this.sink.write(views);
   }
 
@@ -98,7 +120,8 @@ export class Wire {
   }
 
   /** Receives the peer's preamble. Whoever speaks something else is recognised if possible and named in the error. */
-  async receivePreamble(signal?: AbortSignal): Promise<Preamble> {
+  async greet(signal?: AbortSignal): Promise<void> {
+    if (this.greeted) return;
     const bytes = new Uint8Array(FOREIGN_SAMPLE);
     let length = 0;
     while (length < PREAMBLE_LENGTH) {
@@ -115,20 +138,25 @@ export class Wire {
         throw protocolError(`${this.#who} ${describeForeign(bytes.subarray(0, length))}`);
       }
     }
-    return decodePreamble(bytes);
+    const preamble = decodePreamble(bytes);
+    this.greeted = true;
+    const version = commonVersion(preamble);
+    if (version === undefined) {
+      throw protocolError(
+        `${this.#who} speaks version ${versionsText(preamble)} of the protocol, this side ${versionsText(PROTOCOL_VERSIONS)}`,
+      );
+    }
+    this.version = version;
   }
 
-  /** Receives the next frame. Rejects with PeerError, also at the end of the connection. */
   async receive(signal?: AbortSignal): Promise<Frame> {
+    await this.greet(signal);
     const header = await this.#exactly(FRAME_HEADER_LENGTH, signal, 'instead of answering');
     const { type, length } = decodeFrameHeader(header);
     return decodeFrame(type, await this.#exactly(length, signal, 'in the middle of a frame'));
   }
 
-  /**
-   * Ends the connection in good manners after a last frame: what the peer still sends is read and thrown away, so
-   * that our last frame is not lost to a reset. Takes a moment at most.
-   */
+  /** What the peer still sends is read and thrown away, so that our last frame is not lost to a reset. */
   async close(): Promise<void> {
     try {
       await withLimit('farewell', FAREWELL, 'the peer closed', undefined, async (signal) => {
@@ -142,7 +170,6 @@ export class Wire {
     this.destroy(this.#closed('by this side'));
   }
 
-  /** Cuts the connection: waits and writes reject with `reason`. */
   destroy(reason: unknown): void {
     this.#connection.destroy(reason);
     void this.#connection.source.close();
@@ -174,6 +201,34 @@ export class Wire {
   #closed(how: string): PeerError {
     return new PeerError('ERR_XEN_PEER_LOST', `${this.#who} closed the connection ${how}`);
   }
+}
+
+/** `the receiver` to a sender, `the sender` to a receiver. */
+export function otherEnd(role: 'sender' | 'receiver'): string {
+  return role === 'sender' ? 'the receiver' : 'the sender';
+}
+
+/** Resolves when the Duplex is connected. Rejects with TransportError, PeerError, or the signal's reason. */
+export async function connected(peer: Duplex, who: string, signal: AbortSignal): Promise<void> {
+  if ((peer as Duplex & { connecting?: boolean }).connecting === true) {
+    await new Promise<void>((resolve, reject) => {
+      const done = (settle: () => void) => () => {
+        peer.off('connect', onConnect).off('error', onError).off('close', onClose);
+        signal.removeEventListener('abort', onAbort);
+        settle();
+      };
+      const onConnect = done(resolve);
+      const onClose = done(() => reject(peerLost(`connecting to ${who}`)));
+      const onAbort = done(() => reject(cancellation(signal.reason, `connecting to ${who}`)));
+      const onError = (error: Error): void =>
+        done(() => reject(transportFailure(error, `connecting to ${who}`)))();
+      peer.on('connect', onConnect).on('error', onError).on('close', onClose);
+      signal.addEventListener('abort', onAbort, { once: true });
+    });
+  }
+  // Frames are small and somebody waits for each.
+  const socket = peer as Duplex & { setNoDelay?: (on: boolean) => unknown };
+  socket.setNoDelay?.(true);
 }
 
 /** The error for a peer that gave up and said why. */

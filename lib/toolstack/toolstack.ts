@@ -2,6 +2,7 @@
  * The port `Toolstack`: what a whole migration asks of the layer above the hypervisor: suspend and resume, the device
  * model, the domain's configuration and life. libxl does these for stock xl; the adapters do them here.
  */
+import type { NoteStore } from './notes.js';
 
 /** Static data that a stream did not carry, so that the toolstack has to make it up (XGR_SDD_MISSING_*). */
 export interface MissingStaticData {
@@ -93,4 +94,19 @@ export interface Toolstack {
 
   /** Destroys the domain and frees its memory. No-op if it is gone. */
   destroy(domid: number): Promise<void>;
+
+  /**
+   * Gives the domain another name. Rejects with UsageError if another domain has it. Without it, guests keep their names
+   * on their way.
+   */
+  rename?(domid: number, name: string): Promise<void>;
+
+  /** The domain's name; undefined if it has none, or is gone. */
+  nameOf?(domid: number): Promise<string | undefined>;
+
+  /** The domain of this name; undefined if there is none. */
+  findByName?(name: string): Promise<number | undefined>;
+
+  /** What this host remembers of operations under way. Without it nothing can be recovered after a process died. */
+  readonly notes?: NoteStore | undefined;
 }

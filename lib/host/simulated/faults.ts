@@ -7,7 +7,8 @@ import { refusal } from './refuse.js';
 /** Methods of the ports, as faults and counters name them: `mapFrames`, `toolstack.suspend`, `host.openDomain`. */
 export type SimulatedCall =
   | Exclude<keyof Domain, 'domid'>
-  | `toolstack.${keyof Toolstack}`
+  | `toolstack.${Exclude<keyof Toolstack, 'notes'>}`
+  | `notes.${'list' | 'read' | 'create' | 'write' | 'claim' | 'remove'}`
   | `host.${Exclude<keyof Host, 'kind' | 'toolstack'>}`;
 
 /** One call, as the log keeps it. */

@@ -3,6 +3,7 @@
  * strictly as Xen keeps it. For tests of toolstacks, for trying things out, and for everything that can be developed
  * without a machine that runs Xen. Nothing is global: any number of hosts can be in one process.
  */
+import { randomUUID } from 'node:crypto';
 import { Errno } from '../../abi/errno.js';
 import { UsageError } from '../../errors.js';
 import type { Domain, DomainInfo, Host, MachineToPhys, XenVersion } from '../host.js';
@@ -13,6 +14,7 @@ import { SimulatedDomain } from './domain.js';
 import { Faults } from './faults.js';
 import { SimulatedGuest } from './guest.js';
 import { MachineMemory } from './memory.js';
+import { NoteShelf, SimulatedNotes } from './notes.js';
 import { mix32 } from './prng.js';
 import { refusal } from './refuse.js';
 import {
@@ -77,10 +79,15 @@ export class SimulatedHost implements Host, AsyncDisposable {
         const record = this.#records.get(domid);
         return record?.state.dying === true ? undefined : record;
       },
+      all: () => [...this.#records.values()].filter(({ state }) => !state.dying),
       make: (make) => this.#make(make),
       remove: (domid) => this.#remove(domid),
     };
-    this.toolstack = new SimulatedToolstack(table, this.faults);
+    this.toolstack = new SimulatedToolstack(
+      table,
+      this.faults,
+      new SimulatedNotes(new NoteShelf(randomUUID(), this.faults), 'this process'),
+    );
   }
 
   async xenVersion(): Promise<XenVersion> {

@@ -17,6 +17,7 @@ import { DEFAULT_RATE, type Workload } from './guest/workload.js';
 import { hvmLayout } from './hvm-layout.js';
 import { newContext } from './hvm-context.js';
 import type { DmaPages } from './device-model.js';
+import type { SimulatedNotes } from './notes.js';
 import { refusal } from './refuse.js';
 
 /** Peculiarities of the kernel of a simulated PV guest. */
@@ -57,7 +58,7 @@ export interface CreateGuestOptions {
 export interface DomainRecord {
   readonly state: DomainState;
   readonly guest: SimulatedGuest;
-  readonly name: string;
+  name: string;
   readonly config: string;
   readonly wiring: BackendWiring;
   /** What `finishRestore` was given. */
@@ -71,6 +72,7 @@ export interface DomainRecord {
 /** @internal What the toolstack needs of the host that it belongs to. */
 export interface DomainTable {
   find(domid: number): DomainRecord | undefined;
+  all(): readonly DomainRecord[];
   make(options: {
     readonly type: DomainType;
     readonly maxPages: number;
@@ -92,10 +94,13 @@ export class SimulatedToolstack implements Toolstack {
   readonly #table: DomainTable;
   readonly #faults: Faults;
 
+  readonly notes: SimulatedNotes;
+
   /** @internal Made by its host. */
-  constructor(table: DomainTable, faults: Faults) {
+  constructor(table: DomainTable, faults: Faults, notes: SimulatedNotes) {
     this.#table = table;
     this.#faults = faults;
+    this.notes = notes;
   }
 
   /** Makes a guest with a workload and starts it. Rejects with HypercallError ENOMEM if the host is too small. */
@@ -223,6 +228,7 @@ export class SimulatedToolstack implements Toolstack {
     await this.#faults.before('toolstack.createDomain');
     throwIfAborted(options.signal, 'create');
     const { type, name, maxPages, maxVcpus } = parseConfig(config);
+    this.#refuseTaken(name);
     const { state } = this.#table.make({
       type,
       maxPages,
@@ -269,6 +275,34 @@ export class SimulatedToolstack implements Toolstack {
   async destroy(domid: number): Promise<void> {
     await this.#faults.before('toolstack.destroy', domid);
     if (this.#table.find(domid) !== undefined) await this.#table.remove(domid);
+  }
+
+  async rename(domid: number, name: string): Promise<void> {
+    const record = await this.#enter('toolstack.rename', domid, name);
+    if (record.name === name) return;
+    this.#refuseTaken(name);
+    record.name = name;
+  }
+
+  async nameOf(domid: number): Promise<string | undefined> {
+    await this.#faults.before('toolstack.nameOf', domid);
+    const name = this.#table.find(domid)?.name;
+    return name === '' ? undefined : name;
+  }
+
+  async findByName(name: string): Promise<number | undefined> {
+    await this.#faults.before('toolstack.findByName', undefined, name);
+    return this.#named(name)?.state.domid;
+  }
+
+  #named(name: string): DomainRecord | undefined {
+    return name === '' ? undefined : this.#table.all().find((record) => record.name === name);
+  }
+
+  #refuseTaken(name: string): void {
+    const other = this.#named(name);
+    if (other === undefined) return;
+    throw new UsageError(`domain ${other.state.domid} has the name ${JSON.stringify(name)} already`);
   }
 
   async #enter(call: SimulatedCall, domid: number, detail?: string): Promise<DomainRecord> {

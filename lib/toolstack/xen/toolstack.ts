@@ -14,13 +14,15 @@ import { assertDestroyable, destroyDomain, endProcess } from './destroy.js';
 import { DeviceModels } from './device-model.js';
 import { completeNodes } from './domain-nodes.js';
 import { listNames, resolveDomain } from './domains.js';
-import { hypercallError, wrapped, type EventChannels, type Hypercalls } from './hypercalls.js';
+import { findDomain, hypercallError, wrapped, type EventChannels, type Hypercalls } from './hypercalls.js';
 import type { WatchReadable, WrapError } from './hypercalls.js';
 import { LateSuspends } from './late-suspends.js';
 import { liveConfig } from './live-config.js';
+import { XenNotes } from './notes.js';
 import type { Parts } from './parts.js';
-import { XEN_FOLDERS, type XenFolders } from './paths.js';
+import { XEN_FOLDERS, xsPath, type XenFolders } from './paths.js';
 import { DROP_IN, planDomain } from './plan.js';
+import { renameDomain } from './rename.js';
 import { resumeGuest } from './resume.js';
 import { runXl, type Ran } from './run.js';
 import { SUSPEND_TIMEOUT_MS, suspendGuest } from './suspend.js';
@@ -54,6 +56,7 @@ export interface XenToolstackOptions {
 }
 
 export class XenToolstack implements Toolstack, AsyncDisposable {
+  readonly notes: XenNotes;
   readonly #parts: Parts;
   readonly #options: XenToolstackOptions;
   readonly #models: DeviceModels;
@@ -79,6 +82,7 @@ export class XenToolstack implements Toolstack, AsyncDisposable {
       runXl: options.runXl ?? runXl,
       endDeviceModel: options.endDeviceModel ?? endProcess,
     };
+    this.notes = new XenNotes(() => this.#openStore());
     this.#models = new DeviceModels(this.#parts);
     this.#late = new LateSuspends(this.#parts, (domid) => resumeGuest(this.#parts, this.#models, domid));
   }
@@ -179,6 +183,22 @@ export class XenToolstack implements Toolstack, AsyncDisposable {
     await this.#late.drop(domid);
     await destroyDomain(this.#parts, this.#models, domid);
     this.#made.delete(domid);
+  }
+
+  async rename(domid: number, name: string): Promise<void> {
+    await renameDomain(this.#parts, domid, name);
+  }
+
+  async nameOf(domid: number): Promise<string | undefined> {
+    const name = await (await this.#parts.store()).read(xsPath.name(domid));
+    return name === '' ? undefined : name;
+  }
+
+  async findByName(name: string): Promise<number | undefined> {
+    for (const [domid, other] of await listNames(this.#parts)) {
+      if (other === name && (await findDomain(this.#parts.calls, domid)) !== undefined) return domid;
+    }
+    return undefined;
   }
 
   /** The domain that a number in digits, or a name, means. Rejects with UsageError if there is none, or several. */

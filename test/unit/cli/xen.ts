@@ -47,10 +47,6 @@ export class FakeXen {
       host: this.#host(),
       hypervisor: this.hypervisor,
       labels: () => this.#labels(),
-      rename: async (domid, name) => {
-        const label = (await this.#labels()).get(domid);
-        this.labels.set(domid, { name, type: label?.type });
-      },
     };
   };
 
@@ -59,7 +55,8 @@ export class FakeXen {
     for (const { domid } of await this.sim.listDomains()) {
       if (this.labels.has(domid)) continue;
       const config = JSON.parse(await this.sim.toolstack.domainConfig(domid)) as { c_info: Label };
-      const { name, type } = config.c_info;
+      const { type } = config.c_info;
+      const name = await this.sim.toolstack.nameOf(domid);
       labels.set(domid, { name, type });
     }
     return new Map([...labels, ...this.labels]);

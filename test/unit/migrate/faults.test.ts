@@ -1,7 +1,7 @@
 /** Every byte of a migration as the place of a fault: the invariants of scene.ts hold after each. */
 import { afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { CancelledError, TimeoutError } from '../../../lib/errors.js';
-import { encodeFrame, FrameType } from '../../../lib/migrate/frames.js';
+import { encodeFrame, FrameType, type Frame } from '../../../lib/migrate/frames.js';
 import { SOFTWARE } from '../../../lib/version.js';
 import type { JobControl } from '../../../lib/job.js';
 import { streamLength, type fakeRestore, type Fault } from './fakes.js';
@@ -40,8 +40,17 @@ beforeAll(async () => {
     running,
     receiverEnd: toSender,
   };
-  expect(restored).toBe(16 + length({ type: FrameType.READY, id: ID, version: 1, software: SOFTWARE }));
+  expect(restored).toBe(16 + length(READY));
 });
+
+const READY: Frame = {
+  type: FrameType.READY,
+  id: ID,
+  version: 1,
+  software: SOFTWARE,
+  compression: undefined,
+  host: undefined,
+};
 
 const directions = ['toReceiver', 'toSender'] as const;
 

@@ -33,11 +33,27 @@ function bodyOf(body: unknown): Uint8Array {
 }
 
 describe('frames', () => {
-  const offer = { id, software: 's/1', name: 'web1', hvm: true, memory: 2 ** 34, paused: false };
+  const offer = {
+    id,
+    software: 's/1',
+    name: 'web1',
+    hvm: true,
+    memory: 2 ** 34,
+    paused: false,
+    compression: [],
+  };
   test.each<Frame>([
     { type: FrameType.HELLO, offer },
     { type: FrameType.HELLO, offer: { ...offer, name: undefined, hvm: false, paused: true } },
-    { type: FrameType.READY, id, version: 1, software: 's/1' },
+    {
+      type: FrameType.HELLO,
+      offer: { ...offer, hvm: undefined, memory: undefined, compression: ['zstd', 'gzip'] },
+    },
+    { type: FrameType.READY, id, version: 1, software: 's/1', compression: undefined, host: undefined },
+    { type: FrameType.READY, id, version: 1, software: 's/1', compression: 'gzip', host: 'boot-1' },
+    { type: FrameType.QUERY, id },
+    { type: FrameType.STATUS, id, standing: 'arrived', domid: 5, state: 'running', host: 'boot-1' },
+    { type: FrameType.STATUS, id, standing: 'absent', domid: undefined, state: undefined, host: undefined },
     { type: FrameType.RESTORED, domid: 5, bytes: 123 },
     { type: FrameType.YOURS, id },
     { type: FrameType.RUNNING, domid: 5, state: 'paused' },

@@ -104,12 +104,27 @@ describe('hostile peers', () => {
       encodePreamble(),
       encodeFrame({
         type: FrameType.HELLO,
-        offer: { id: ID, software: 'x', name: undefined, hvm: true, memory: 1, paused: false },
+        offer: {
+          id: ID,
+          software: 'x',
+          name: undefined,
+          hvm: true,
+          memory: 1,
+          paused: false,
+          compression: [],
+        },
       }),
     ]),
     Buffer.concat([
       encodePreamble(),
-      encodeFrame({ type: FrameType.READY, id: ID, version: 1, software: SOFTWARE }),
+      encodeFrame({
+        type: FrameType.READY,
+        id: ID,
+        version: 1,
+        software: SOFTWARE,
+        compression: undefined,
+        host: undefined,
+      }),
     ]),
   ];
 
@@ -163,7 +178,7 @@ describe('hostile peers', () => {
         name: 'TimeoutError',
         phase: 'hello',
         ms: 3000,
-        message: 'the receiver did not answer the greeting within 3 s',
+        message: 'the receiver did not greet within 3 s',
         guest: { host: 'source', state: 'running' },
       },
     });

@@ -1,0 +1,99 @@
+/** What became of a migration whose last answer was lost: asked of the receiver's host over a new connection. */
+import type { Duplex } from 'node:stream';
+import { debug } from '../debug.js';
+import { PeerError, TimeoutError } from '../errors.js';
+import { now } from '../job.js';
+import { frameName, FrameType, protocolError, type Frame } from './frames.js';
+import { msText, withLimit } from './limits.js';
+import { connected, otherEnd, peerFailure, Wire } from './wire.js';
+
+/** Opens a new connection to the receiver's host. */
+export type Reconnect = (signal: AbortSignal) => Promise<Duplex>;
+
+/** A host's word on a migration to it. */
+export type Status = Extract<Frame, { type: typeof FrameType.STATUS }>;
+
+/** ms that one attempt may take, connecting included. */
+const ATTEMPT_MS = 10_000;
+/** ms between attempts: doubled after each, up to the longest. */
+const FIRST_PAUSE_MS = 250;
+const LONGEST_PAUSE_MS = 5000;
+
+/**
+ * Asks until there is an answer that decides, for `ms` at most. Never rejects.
+ *
+ * @param peerHost `NoteStore.incarnation` of the host that was migrated to; the word of any other counts for nothing
+ * @returns What the host says (`arrived` or `absent`), or why nobody could be asked
+ */
+export async function askAgain(
+  reconnect: Reconnect,
+  id: string,
+  peerHost: string | undefined,
+  ms: number,
+  signal?: AbortSignal,
+): Promise<Status | { readonly failure: unknown }> {
+  const deadline = now() + ms;
+  let failure: unknown;
+  for (let pause = FIRST_PAUSE_MS; ; pause = Math.min(pause * 2, LONGEST_PAUSE_MS)) {
+    const left = Math.min(ATTEMPT_MS, deadline - now());
+    if (left <= 0 || signal?.aborted === true) break;
+    try {
+      const status = await withLimit('resolve', left, `the destination did not answer`, signal, (s) =>
+        askOnce(reconnect, id, s),
+      );
+      if (status.standing !== 'pending') return decided(status, peerHost);
+      failure = new PeerError('ERR_XEN_PEER_LOST', 'the destination has not decided yet');
+    } catch (error) {
+      debug('migration %s: asking again: %O', id, error);
+      failure = error;
+    }
+    const wait = Math.min(pause, deadline - now());
+    if (wait <= 0) break;
+    await sleep(wait, signal);
+  }
+  return { failure: failure ?? new TimeoutError('resolve', ms, `no answer within ${msText(ms)}`) };
+}
+
+/** Also over when the signal is aborted. */
+function sleep(ms: number, signal: AbortSignal | undefined): Promise<void> {
+  return new Promise((resolve) => {
+    const done = (): void => {
+      clearTimeout(timer);
+      signal?.removeEventListener('abort', done);
+      resolve();
+    };
+    const timer = setTimeout(done, ms);
+    signal?.addEventListener('abort', done, { once: true });
+  });
+}
+
+/** A host that was booted since, or another one, knows nothing of what happened there before. */
+function decided(status: Status, peerHost: string | undefined): Status | { readonly failure: unknown } {
+  // That it has the guest is for any host to say: nobody has a guest of this id by accident.
+  if (status.standing === 'arrived' || (peerHost !== undefined && status.host === peerHost)) return status;
+  return {
+    failure: protocolError(
+      'the destination that answers knows nothing of the migration, but is not the host that it went to, or was booted since',
+    ),
+  };
+}
+
+async function askOnce(reconnect: Reconnect, id: string, signal: AbortSignal): Promise<Status> {
+  const peer = await reconnect(signal);
+  peer.on('error', () => undefined);
+  const wire = new Wire(peer, 'sender');
+  try {
+    await connected(peer, otherEnd('sender'), signal);
+    // The receiver greets first; xl, which cannot be asked, is recognised by its greeting.
+    await wire.greet(signal);
+    await wire.send({ type: FrameType.QUERY, id });
+    const frame = await wire.receive(signal);
+    if (frame.type === FrameType.REFUSED) throw peerFailure('the destination', 'refused', frame.reason);
+    if (frame.type !== FrameType.STATUS || frame.id !== id) {
+      throw protocolError(`the destination sent ${frameName(frame.type)} where STATUS was due`);
+    }
+    return frame;
+  } finally {
+    wire.destroy(new PeerError('ERR_XEN_PEER_LOST', 'the question was answered'));
+  }
+}
