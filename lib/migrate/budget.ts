@@ -1,15 +1,16 @@
 /**
  * What the jobs of one process share: how many run at a time, and the bandwidth of their pre-copy.
  *
- * The bandwidth is one token bucket. Whoever wants to send a batch takes its bytes out of it; while it is empty, jobs
- * wait, and the next batch goes to the one that has had least (start-time fair queueing: each job has a clock that runs
- * with its bytes, and one that comes back from a pause starts at the clock of whoever was served last, so that nobody
- * saves up). What a slow job does not ask for, the others get.
+ * The bandwidth is one token bucket. Each job has a purse that holds one batch; before a batch goes, the purse is
+ * filled up from the bucket. While there is too little in it, jobs wait, and the next bytes are for the one that has had
+ * least (start-time fair queueing: each job has a clock that runs with its bytes, and one that comes back from a pause
+ * starts at the clock of whoever was served last, so that nobody saves up). What a slow job does not ask for, the others
+ * get. Bucket and purses together never hold more than a batch for each job, so no more than that can ever go at once.
  */
 import { MAX_BATCH, PAGE_SIZE } from '../abi/pages.js';
 import { UsageError } from '../errors.js';
 import { now } from '../job.js';
-import { OwnThrottle, TokenBucket, type JobBudget, type JobTicket } from '../save/throttle.js';
+import { burst, OwnThrottle, TokenBucket, type JobBudget, type JobTicket } from '../save/throttle.js';
 import { cancellation } from '../transport/failure.js';
 
 /**
@@ -21,8 +22,8 @@ export const HELD_BACK_MS = 10_000;
 /** Longest wait in one piece, ms: what a timer of Node can have is less than what a tiny limit asks for. */
 const LONGEST_WAIT = 60_000;
 
-/** What a batch is taken to be until it has gone, bytes: as large as it can be. */
-const BATCH_BYTES = MAX_BATCH * PAGE_SIZE;
+/** The largest batch, bytes: its pages, and the records before them, also those of batches without pages. */
+export const BATCH_BYTES = MAX_BATCH * PAGE_SIZE + 64 * 8 * MAX_BATCH;
 
 /** What the jobs of a `MigrationBudget` share. */
 export interface BudgetLimits {
@@ -79,6 +80,8 @@ export class MigrationBudget implements JobBudget {
   readonly #running = new Set<Ticket>();
   readonly #switching = new Set<Ticket>();
   readonly #bucket = new TokenBucket();
+  /** Bytes in all purses. */
+  #inPurses = 0;
   readonly #waiters = new Set<Waiter>();
   #timer: NodeJS.Timeout | undefined;
   /** The clock of whoever was served last, bytes. */
@@ -124,7 +127,7 @@ export class MigrationBudget implements JobBudget {
       );
     }
     // What has gathered until now gathered at the old rate.
-    this.#bucket.delay(this.#rate);
+    this.#delay(0);
     this.#slots = slots;
     this.#rate = maxBytesPerSecond;
     this.#admit();
@@ -184,12 +187,12 @@ export class MigrationBudget implements JobBudget {
     this.#serve();
   }
 
-  /** True if a batch of the job may go now; it is then taken out of the bucket. */
+  /** True if a batch of the job may go now; its purse is full then. */
   #ready(ticket: Ticket): boolean {
-    if (this.#free(ticket) || ticket.reserved > 0) return true;
+    if (this.#free(ticket) || ticket.purse >= BATCH_BYTES) return true;
     const waits = this.#waiters.size > 0 || this.#switching.size > 0;
-    if (waits || this.#bucket.delay(this.#rate) > 0) return false;
-    this.#reserve(ticket, Math.max(ticket.clock, this.#clock));
+    if (waits || this.#delay(BATCH_BYTES - ticket.purse) > 0) return false;
+    this.#fill(ticket, Math.max(ticket.clock, this.#clock));
     return true;
   }
 
@@ -222,25 +225,40 @@ export class MigrationBudget implements JobBudget {
 
   #spend(ticket: Ticket, bytes: number): void {
     if (this.#free(ticket)) return;
-    this.#bucket.spend(bytes - ticket.reserved);
-    ticket.clock += bytes - ticket.reserved;
-    ticket.reserved = 0;
+    // What gathered until now gathered beside a full purse.
+    this.#delay(0);
+    const paid = Math.min(bytes, ticket.purse);
+    ticket.purse -= paid;
+    this.#inPurses -= paid;
+    // Not asked for beforehand: the end of a pass, and what came before a limit.
+    this.#bucket.spend(bytes - paid);
+    ticket.clock += bytes - paid;
     ticket.wentAt = now();
-    if (this.#waiters.size > 0) this.#serve();
   }
 
-  /** Takes a batch out of the bucket before it goes, so that not everybody sees the same bytes there. */
-  #reserve(ticket: Ticket, start: number): void {
+  /** ms until the bucket holds so many bytes. */
+  #delay(bytes: number): number {
+    const least = burst(this.#rate);
+    const all = Math.max(least, Math.max(1, this.#running.size) * BATCH_BYTES) - this.#inPurses;
+    return this.#bucket.delay(this.#rate, bytes, Math.min(Math.max(least, BATCH_BYTES), all));
+  }
+
+  /** Fills a purse from the bucket. */
+  #fill(ticket: Ticket, start: number): void {
+    const bytes = BATCH_BYTES - ticket.purse;
     this.#clock = Math.max(this.#clock, start);
-    ticket.reserved = BATCH_BYTES;
-    ticket.clock = start + BATCH_BYTES;
-    this.#bucket.spend(BATCH_BYTES);
+    ticket.clock = start + bytes;
+    this.#bucket.spend(bytes);
+    this.#inPurses += bytes;
+    ticket.purse += bytes;
   }
 
+  /** Empties a purse into the bucket. */
   #giveBack(ticket: Ticket): void {
-    this.#bucket.spend(-ticket.reserved);
-    ticket.clock -= ticket.reserved;
-    ticket.reserved = 0;
+    this.#bucket.spend(-ticket.purse);
+    ticket.clock -= ticket.purse;
+    this.#inPurses -= ticket.purse;
+    ticket.purse = 0;
   }
 
   /** Lets go whoever may go now, and sets the timer for the next. */
@@ -256,7 +274,7 @@ export class MigrationBudget implements JobBudget {
         this.#timer = setTimeout(() => this.#serve(), Math.max(1, Math.min(ms, LONGEST_WAIT)));
         return;
       }
-      if (!this.#free(waiter.ticket)) this.#reserve(waiter.ticket, waiter.start);
+      if (!this.#free(waiter.ticket)) this.#fill(waiter.ticket, waiter.start);
       waiter.go();
     }
   }
@@ -273,7 +291,7 @@ export class MigrationBudget implements JobBudget {
     }
     if (next === undefined) return undefined;
     const hold = held ? next.ticket.wentAt + HELD_BACK_MS - now() : 0;
-    return { waiter: next, ms: Math.max(this.#bucket.delay(this.#rate), hold) };
+    return { waiter: next, ms: Math.max(this.#delay(BATCH_BYTES - next.ticket.purse), hold) };
   }
 }
 
@@ -288,12 +306,14 @@ interface Desk {
 
 /** One job in a budget. The job's own limit comes first: what it does not let through asks for nothing. */
 class Ticket implements JobTicket {
-  /** Bytes that were taken out of the bucket for a batch that has not gone yet. */
-  reserved = 0;
+  /** Bytes that were taken out of the bucket and have not gone yet. */
+  purse = 0;
   /** Runs with the job's bytes. */
   clock = 0;
   /** When something went, or the job began. */
   wentAt = now();
+  /** The guest stands still: not even the job's own limit holds. */
+  #switching = false;
   readonly #own = new OwnThrottle();
   readonly #desk: Desk;
 
@@ -302,11 +322,11 @@ class Ticket implements JobTicket {
   }
 
   ready(limit: number): boolean {
-    return this.#own.ready(limit) && this.#desk.ready(this);
+    return this.#own.ready(this.#switching ? 0 : limit) && this.#desk.ready(this);
   }
 
   async wait(limit: () => number, signal: AbortSignal): Promise<void> {
-    await this.#own.wait(limit, signal);
+    await this.#own.wait(() => (this.#switching ? 0 : limit()), signal);
     await this.#desk.wait(this, signal);
   }
 
@@ -316,10 +336,12 @@ class Ticket implements JobTicket {
   }
 
   beginSwitchover(): void {
+    this.#switching = true;
     this.#desk.switching(this, true);
   }
 
   endSwitchover(): void {
+    this.#switching = false;
     this.#desk.switching(this, false);
   }
 

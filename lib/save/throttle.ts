@@ -39,7 +39,7 @@ export interface JobBudget {
 }
 
 /**
- * Counts bytes against a rate. Bytes are spent after they went, so the bucket may be in debt; then `delay` says how
+ * Counts bytes against a rate. Bytes may be spent after they went, so the bucket may be in debt; then `delay` says how
  * long nothing more may go. Averages to the rate however large the single amounts are.
  */
 export class TokenBucket {
@@ -47,19 +47,28 @@ export class TokenBucket {
   #level = 0;
   #filledAt = now();
 
-  /** Notes that bytes went. */
+  /** Notes that bytes went, or, less than 0, that some did not go after all. */
   spend(bytes: number): void {
     this.#level -= bytes;
   }
 
-  /** ms until more may go at `rate` bytes per second; 0 = now. Rate 0 is no limit and forgives all debt. */
-  delay(rate: number): number {
+  /**
+   * ms until more may go at `rate` bytes per second; 0 = now. Rate 0 is no limit and forgives all debt.
+   *
+   * @param need Bytes that must have gathered; at most `most`
+   * @param most Bytes that may gather at most
+   */
+  delay(rate: number, need = 0, most = burst(rate)): number {
     const at = now();
-    const burst = (rate * BURST_MS) / 1000;
-    this.#level = rate === 0 ? 0 : Math.min(burst, this.#level + (rate * (at - this.#filledAt)) / 1000);
+    this.#level = rate === 0 ? most : Math.min(most, this.#level + (rate * (at - this.#filledAt)) / 1000);
     this.#filledAt = at;
-    return this.#level >= 0 ? 0 : (-this.#level * 1000) / rate;
+    return rate === 0 || this.#level >= need ? 0 : ((need - this.#level) * 1000) / rate;
   }
+}
+
+/** Bytes that may go at once after a pause. */
+export function burst(rate: number): number {
+  return (rate * BURST_MS) / 1000;
 }
 
 /** The limit of a job that shares nothing. */
