@@ -295,10 +295,7 @@ describe('XlReceiverWire', () => {
   });
 
   test.each([
-    [
-      'REFUSED',
-      { type: FrameType.REFUSED, reason: { code: 'ERR_XEN_NOT_ACCEPTED', message: 'no' } },
-    ],
+    ['REFUSED', { type: FrameType.REFUSED, reason: { code: 'ERR_XEN_NOT_ACCEPTED', message: 'no' } }],
     ['FAILED', failed(true)],
   ])('%s before the guest is here says nothing: the connection is to be cut', async (_name, frame) => {
     const { wire, got } = receiver();
