@@ -119,5 +119,5 @@ export function isNoteId(text: string): boolean {
 
 /** Names the note among its host's. */
 export function noteKey(role: NoteRole, id: string): string {
-  return `${id}.${role}`;
+  return `${id}_${role}`;
 }

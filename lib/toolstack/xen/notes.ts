@@ -1,5 +1,5 @@
 /**
- * `NoteStore` of a Xen host: nodes `/tool/xen-migration/notes/<id>.<role>` in xenstore, one JSON text each. xenstore
+ * `NoteStore` of a Xen host: nodes `/tool/xen-migration/notes/<id>_<role>` in xenstore, one JSON text each. xenstore
  * lives exactly as long as the guests do, and only privileged domains can read what it has there.
  */
 import * as fs from 'node:fs';
@@ -106,7 +106,7 @@ export class XenNotes implements NoteStore {
 }
 
 async function readNote(nodes: XenstoreNodes, name: string): Promise<MigrationNote | undefined> {
-  if (!/^[0-9a-f-]{36}\.[a-z]{4,8}$/.test(name)) return undefined;
+  if (!/^[0-9a-f-]{36}_[a-z]{4,8}$/.test(name)) return undefined;
   const text = await nodes.read(`${ROOT}/${name}`);
   const note = text === undefined ? undefined : decodeNote(text);
   return note !== undefined && noteKey(note.role, note.id) === name ? note : undefined;
