@@ -110,7 +110,12 @@ export class HypercallError extends XenMigrationError {
 export class PeerError extends XenMigrationError {
   override readonly name = 'PeerError';
   constructor(
-    code: 'ERR_XEN_PEER_LOST' | 'ERR_XEN_PEER_REFUSED' | 'ERR_XEN_PEER_PROTOCOL' | 'ERR_XEN_HANDOVER_UNKNOWN',
+    code:
+      | 'ERR_XEN_PEER_LOST'
+      | 'ERR_XEN_PEER_REFUSED'
+      | 'ERR_XEN_PEER_PROTOCOL'
+      | 'ERR_XEN_PEER_UNTRUSTED'
+      | 'ERR_XEN_HANDOVER_UNKNOWN',
     message: string,
     facts: ErrorFacts = {},
   ) {
@@ -215,4 +220,9 @@ export function throwIfAborted(signal: AbortSignal | undefined, phase: string, d
   if (signal?.aborted !== true) return;
   if (XenMigrationError.is(signal.reason)) throw signal.reason;
   throw new CancelledError(`cancelled during ${phase}`, { cause: signal.reason, phase, domid });
+}
+
+/** What an error says, whatever was thrown. */
+export function errorMessage(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
 }

@@ -104,3 +104,19 @@ export type { AddonBuild, HypervisorGuests, HypervisorVersion } from './host/xen
 // Byte streams: implement the two for another transport.
 export type { ByteSink, ByteSource } from './transport/types.js';
 export { openSink, openSource, type OpenSinkOptions, type OpenSourceOptions } from './transport/open.js';
+
+// Peers by their address: TCP, TLS, Unix sockets, ssh, commands, sockets of systemd.
+export {
+  connectPeer,
+  listenForPeers,
+  parsePeerAddress,
+  peerAddressText,
+  stdioPeer,
+  type ConnectOptions,
+  type ListenOptions,
+  type PeerAddress,
+  type PeerListener,
+  type PeerOrigin,
+  type PeerTls,
+} from './transport/peer/index.js';
+export { compressionsHere, type Compression } from './transport/compress.js';

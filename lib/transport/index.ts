@@ -5,6 +5,19 @@ export { FILE_CHUNK, FileSink, FileSource, type FileSinkOptions, type FileSource
 export { MemorySink, MemorySource } from './memory.js';
 export { openSink, openSource, type OpenSinkOptions, type OpenSourceOptions } from './open.js';
 export {
+  connectPeer,
+  listenForPeers,
+  parsePeerAddress,
+  peerAddressText,
+  stdioPeer,
+  type ConnectOptions,
+  type ListenOptions,
+  type PeerAddress,
+  type PeerListener,
+  type PeerOrigin,
+  type PeerTls,
+} from './peer/index.js';
+export {
   openConnection,
   SOCKET_HIGH_WATER,
   SocketSink,

@@ -321,10 +321,10 @@ describe.each(here)('%s', (algorithm) => {
       let aborted: unknown;
       const stuck: ByteSink = {
         bytesWritten: 0,
-        write: (views) =>
+        write: () =>
           turns % 2 === 0
             ? new Promise(() => undefined)
-            : new Promise((resolve) => setImmediate(() => resolve(void views))),
+            : new Promise((resolve) => setImmediate(() => resolve())),
         end: async () => undefined,
         abort: (why) => (aborted = why),
       };
