@@ -2,7 +2,7 @@
  * `npm run test:xen`: builds the project and the Xen test machine, runs all scenarios in it, and says how they went.
  *
  *   --only TEXT           scenarios whose name holds it
- *   --hypervisor NAME     stock or shadow only
+ *   --hypervisor NAME     stock, shadow or pair (two joined hosts) only
  *   --folder bench        benchmarks instead, one machine after the other, with no limit of time
  *   --no-build            with what stands in dist/ and build/
  *
@@ -16,9 +16,11 @@ import { parseArgs } from 'node:util';
 import { ask, hasProgram, heading, quietly, root, say, StepFailed } from '../../scripts/steps.js';
 import { addon, checkNode, library, main, npmPackages, systemPackages } from '../../scripts/setup.js';
 import { images } from './image/images.js';
-import { consoleOf, execute, folderOf, ready, running, start, stop } from './machine/machine.js';
+import { scenariosOf } from './lib/scenarios.js';
+import { consoleOf, execute, folderOf, pidOf, ready, running, start, stop } from './machine/machine.js';
+import { startPair } from './machine/pair.js';
 
-/** @typedef {import('./image/images.js').Hypervisor} Hypervisor */
+/** @typedef {import('./lib/scenarios.js').Kind} Kind */
 /** @typedef {{ name: string, hypervisor: string, ok: boolean, seconds: number, errors: string[], measured: Record<string, number> }} Result */
 
 /** An end to a run that hangs. On two quiet cores all of it should take less than 25 minutes; a loaded machine fails nothing. */
@@ -29,6 +31,9 @@ const silentMinutes = 8;
 
 /** MiB that one machine takes at most: its memory, translated code, and QEMU itself. */
 const machineMemory = 2700;
+
+/** MiB of memory of each of two joined hosts, whose guests are few; else a machine has 2048. */
+const pairMemory = 1536;
 
 const kept = path.join(root, '.setup/xen-host');
 
@@ -63,7 +68,7 @@ class Run {
     this.machines = 0;
     /** @type {string[]} */
     this.failures = [];
-    /** @type {Map<Hypervisor, number>} how many scenarios there are */
+    /** @type {Map<Kind, number>} how many scenarios there are */
     this.plans = new Map();
     /** `/share` of all machines. */
     this.share = path.join(kept, 'share');
@@ -72,46 +77,61 @@ class Run {
   }
 
   /**
-   * One boot: scenarios for one hypervisor that no other machine has taken.
+   * One boot, of two machines for a pair: scenarios of a kind that no other machine has taken.
    *
-   * @param {Hypervisor} hypervisor
+   * @param {Kind} kind
    */
-  async boot(hypervisor) {
+  async boot(kind) {
     if (this.signal.aborted) return;
-    const name = `test-${process.pid}-${++this.machines}-${hypervisor}`;
-    const label = `${hypervisor} ${this.machines}`;
+    const name = `test-${process.pid}-${++this.machines}-${kind}`;
+    const label = `${kind} ${this.machines}`;
+    /** @type {[string, ...string[]]} */
+    const names = kind === 'pair' ? [name, `${name}-second`] : [name];
     const began = Date.now();
+    const options = { share: this.share };
     try {
-      await start(name, await images(hypervisor), { share: this.share });
-      await ready(name, { signal: this.signal });
+      const made = await images(kind === 'shadow' ? 'shadow' : 'stock');
+      const [first, second] = names;
+      if (second === undefined) await start(first, made, options);
+      else await startPair([first, second], made, { ...options, memory: pairMemory });
+      await Promise.all(names.map((host) => ready(host, { signal: this.signal })));
       say(`   ${label}: dom0 is up after ${seconds(began)} s`);
-      const code = await this.scenarios(name, label, hypervisor);
+      const code = await this.scenarios(names, label, kind);
       if (code !== 0) this.failures.push(`${label}: scenarios ended with exit code ${code}`);
-      if (!(await stop(name, 30))) this.failures.push(`${label}: the machine did not power off by itself`);
+      const alone = await Promise.all(names.map((host) => stop(host, 30)));
+      if (alone.includes(false)) this.failures.push(`${label}: the machine did not power off by itself`);
     } catch (error) {
       const reason = this.signal.aborted ? `ended before it was done: ${String(this.signal.reason)}` : '';
       this.failures.push(`${label}: ${reason || (error instanceof Error ? error.message : String(error))}`);
     } finally {
-      await stop(name);
+      for (const host of names) await stop(host);
     }
-    const text = consoleOf(name);
-    fs.writeFileSync(path.join(kept, `console-${label.replace(' ', '-')}.log`), text);
-    const lines = text.split('\n').filter((line) => disasters.test(line));
-    if (lines.length > 0) this.failures.push(`${label}: on the console:\n${lines.slice(0, 20).join('\n')}`);
-    fs.rmSync(folderOf(name), { recursive: true, force: true });
+    for (const [n, host] of names.entries()) {
+      const text = consoleOf(host);
+      const log = `${label.replace(' ', '-')}${n === 0 ? '' : '-second'}`;
+      fs.writeFileSync(path.join(kept, `console-${log}.log`), text);
+      const lines = text.split('\n').filter((line) => disasters.test(line));
+      if (lines.length > 0) this.failures.push(`${log}: on the console:\n${lines.slice(0, 20).join('\n')}`);
+      fs.rmSync(folderOf(host), { recursive: true, force: true });
+    }
     say(`   ${label}: done after ${seconds(began)} s`);
   }
 
   /**
-   * @param {string} name
+   * @param {[string, ...string[]]} names of machines; scenarios run in the first
    * @param {string} label
-   * @param {Hypervisor} hypervisor
+   * @param {Kind} kind
    */
-  async scenarios(name, label, hypervisor) {
+  async scenarios([name, second], label, kind) {
     const log = fs.createWriteStream(path.join(kept, `scenarios-${label.replace(' ', '-')}.log`));
     const quiet = new AbortController();
     const tooQuiet = () => void quiet.abort(new Error(`nothing heard for ${silentMinutes} minutes`));
     const watch = setTimeout(tooQuiet, silentMinutes * 60_000 * (this.folder === 'bench' ? 4 : 1));
+    // Who waits for it would wait long.
+    const lives = setInterval(() => {
+      if (second !== undefined && pidOf(second) === undefined)
+        quiet.abort(new Error('the second host has ended'));
+    }, 1000);
     let rest = '';
     /** @param {Buffer} data */
     const show = (data) => {
@@ -121,7 +141,7 @@ class Run {
       rest = lines.pop() ?? '';
       for (const line of lines) {
         const plan = line.match(/^1\.\.(\d+)$/)?.[1];
-        if (plan !== undefined) this.plans.set(hypervisor, Number(plan));
+        if (plan !== undefined) this.plans.set(kind, Number(plan));
         else say(`${label} | ${line}`);
       }
     };
@@ -132,6 +152,7 @@ class Run {
       return await execute(name, command, { stdout: show, stderr: show, signal });
     } finally {
       clearTimeout(watch);
+      clearInterval(lives);
       log.end();
     }
   }
@@ -204,7 +225,13 @@ await main(async () => {
     await addon();
   }
   await contract();
-  const wanted = (/** @type {Hypervisor} */ name) => name === (values.hypervisor ?? name);
+  /** @type {Set<Kind>} */
+  const kinds = new Set();
+  for (const kind of /** @type {const} */ (['stock', 'shadow', 'pair'])) {
+    if (kind !== (values.hypervisor ?? kind)) continue;
+    if ((await scenariosOf(values.folder, kind, values.only)).length > 0) kinds.add(kind);
+  }
+  const wanted = (/** @type {Kind} */ kind) => kinds.has(kind);
   const began = Date.now();
   // The machines would outlive this process.
   const ended = new AbortController();
@@ -217,7 +244,13 @@ await main(async () => {
     if (owner !== undefined && !fs.existsSync(`/proc/${owner}`)) await stop(name);
   }
   // Those that all machines need, before two of them ask at once.
-  await images(wanted('stock') ? 'stock' : 'shadow');
+  await images(wanted('stock') || wanted('pair') ? 'stock' : 'shadow');
+  // Alone: its two machines take what there is.
+  if (wanted('pair')) {
+    const memory = 2 * (machineMemory - 2048 + pairMemory);
+    if (os.freemem() / 2 ** 20 > memory) await run.boot('pair');
+    else run.failures.push(`pair: no ${memory} MiB free for two joined hosts; their scenarios did not run`);
+  }
   const room = !bench && os.cpus().length > 1 && os.freemem() / 2 ** 20 > 2 * machineMemory;
   /** @type {(() => Promise<void>)[]} */
   const first = wanted('stock') ? [() => run.boot('stock')] : [];
@@ -233,9 +266,9 @@ await main(async () => {
   heading('Xen test machine: summary');
   const results = run.results();
   table(results);
-  for (const [hypervisor, plan] of run.plans) {
-    const count = results.filter((result) => result.hypervisor === hypervisor).length;
-    if (count !== plan) run.failures.push(`${hypervisor}: ${count} results of ${plan} scenarios`);
+  for (const [kind, plan] of run.plans) {
+    const count = results.filter((result) => result.hypervisor === kind).length;
+    if (count !== plan) run.failures.push(`${kind}: ${count} results of ${plan} scenarios`);
   }
   if (results.length === 0) run.failures.push('no scenario ran');
   for (const { name, errors } of results.filter(({ ok }) => !ok)) {

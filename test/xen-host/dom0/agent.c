@@ -1,28 +1,37 @@
 /*
  * agent PORT: runs commands for the build machine, which sits at the other end of a virtio serial port. One command
- * at a time; more ports, more agents. When the other end hangs up, the command's processes get SIGTERM.
+ * at a time; more ports, more agents.
+ * agent ADDRESS PORT: the same for the other host of a pair, over TCP; any number of connections.
+ * When the other end hangs up, the command's processes get SIGTERM, and SIGKILL if that has not ended it soon.
  *
  * Frame, both ways:
  *   offset size field
- *        0    1 type: in: X run this shell command, I input, E end of input; out: H hello, O stdout, S stderr, R result
+ *        0    1 type: in: X run this shell command, I input, E end of input, K signal to its processes;
+ *               out: H hello, O stdout, S stderr, R result
  *        1    4 length of the payload, little endian
- *        5    n payload; H: first line of the command; R: exit code as a shell tells it, 4 bytes
+ *        5    n payload; K: number of the signal, 1 byte; H: first line of the command; R: exit code as a shell tells
+ *               it, 4 bytes
  */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #define CHUNK 32768
+#define GRACE 5000 /* ms between SIGTERM and SIGKILL */
+#define HANGUP (POLLHUP | POLLRDHUP)
 
 static int port;
 static int gone; /* the other end hung up during this command */
@@ -55,9 +64,9 @@ static int read_all(void *to, size_t size) {
 
 static void write_all(const void *from, size_t size) {
   while (size > 0 && !gone) {
-    struct pollfd p = {port, POLLOUT, 0};
+    struct pollfd p = {port, POLLOUT | POLLRDHUP, 0};
     poll(&p, 1, -1);
-    if (p.revents & POLLHUP) {
+    if (p.revents & HANGUP) {
       gone = 1;
       return;
     }
@@ -92,6 +101,7 @@ static pid_t start(const char *command, int in[2], int out[2], int err[2]) {
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
+    signal(SIGPIPE, SIG_DFL);
     setsid();
     dup2(in[0], 0);
     dup2(out[1], 1);
@@ -121,18 +131,19 @@ static void run(const char *command) {
       close(in[1]);
       in[1] = -1;
     }
-    struct pollfd p[5] = {{port, first == last && !eof ? POLLIN : 0, 0},
+    struct pollfd p[5] = {{port, (first == last ? POLLIN : 0) | POLLRDHUP, 0},
                           {out[0], POLLIN, 0},
                           {err[0], POLLIN, 0},
                           {pidfd, POLLIN, 0},
                           {first < last ? in[1] : -1, POLLOUT, 0}};
     poll(p, 5, -1);
-    if (p[0].revents & POLLHUP) gone = 1;
+    if (p[0].revents & HANGUP) gone = 1;
     else if (p[0].revents & POLLIN) {
       char type;
       uint32_t size;
       if (read_all(&type, 1) || read_all(&size, 4) || size > sizeof pending || read_all(pending, size)) gone = 1;
       else if (type == 'E') eof = 1;
+      else if (type == 'K' && size == 1) kill(-child, pending[0]);
       else if (type == 'I') first = 0, last = size;
     }
     if (p[4].revents) {
@@ -153,30 +164,24 @@ static void run(const char *command) {
       break;
     }
   }
-  if (gone) kill(-child, SIGTERM);
+  if (gone) {
+    struct pollfd end = {pidfd, POLLIN, 0};
+    kill(-child, SIGTERM);
+    if (poll(&end, 1, GRACE) == 0) kill(-child, SIGKILL);
+  }
   int fds[] = {in[1], out[0], err[0], pidfd};
   for (int i = 0; i < 4; i++)
     if (fds[i] >= 0) close(fds[i]);
 }
 
-int main(int argc, char **argv) {
-  sigset_t blocked;
-  sigemptyset(&blocked);
-  sigaddset(&blocked, SIGIO);
-  sigprocmask(SIG_BLOCK, &blocked, NULL);
-  signal(SIGPIPE, SIG_IGN);
-  port = argc > 1 ? open(argv[1], O_RDWR | O_NONBLOCK | O_CLOEXEC) : -1;
-  if (port < 0) {
-    perror("agent");
-    return 1;
-  }
-  fcntl(port, F_SETOWN, getpid());
-  fcntl(port, F_SETFL, O_NONBLOCK | O_ASYNC);
+/* Commands of one other end: of a connection until it is closed, of a serial port for ever. */
+static void serve(int connection) {
   for (;;) {
     char type;
     uint32_t size;
     while (waitpid(-1, NULL, WNOHANG) > 0) continue;
     if (read_all(&type, 1) || read_all(&size, 4) || size > 1 << 20) {
+      if (connection) return;
       wait_for_host();
       continue;
     }
@@ -190,4 +195,43 @@ int main(int argc, char **argv) {
     }
     free(command);
   }
+}
+
+static int failed(const char *what) {
+  perror(what);
+  return 1;
+}
+
+static int listen_at(const char *address, const char *number) {
+  struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(atoi(number))};
+  int one = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0 || inet_pton(AF_INET, address, &at.sin_addr) != 1) return failed("agent: address");
+  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+  if (bind(fd, (struct sockaddr *)&at, sizeof at) || listen(fd, 64)) return failed("agent: listen");
+  for (;;) {
+    while (waitpid(-1, NULL, WNOHANG) > 0) continue;
+    port = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (port < 0) continue;
+    if (fork() == 0) {
+      close(fd);
+      setsockopt(port, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+      serve(1);
+      _exit(0);
+    }
+    close(port);
+  }
+}
+
+int main(int argc, char **argv) {
+  sigset_t blocked;
+  sigemptyset(&blocked);
+  sigaddset(&blocked, SIGIO);
+  sigprocmask(SIG_BLOCK, &blocked, NULL);
+  signal(SIGPIPE, SIG_IGN);
+  if (argc > 2) return listen_at(argv[1], argv[2]);
+  port = argc > 1 ? open(argv[1], O_RDWR | O_NONBLOCK | O_CLOEXEC) : -1;
+  if (port < 0) return failed("agent");
+  fcntl(port, F_SETOWN, getpid());
+  fcntl(port, F_SETFL, O_NONBLOCK | O_ASYNC);
+  serve(0);
 }

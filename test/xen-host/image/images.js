@@ -26,7 +26,7 @@ const userland = [
   .split(' ');
 
 const modules =
-  '9p 9pnet_virtio crc32c_generic ext4 loop overlay virtio_blk virtio_console virtio_pci xen-evtchn xen-gntalloc xen-gntdev xen-privcmd xenfs';
+  '9p 9pnet_virtio crc32c_generic ext4 loop overlay virtio_blk virtio_console virtio_net virtio_pci xen-evtchn xen-gntalloc xen-gntdev xen-privcmd xenfs';
 
 /**
  * @typedef {{ xen: string, kernel: string, initrd: string, root: string }} Images paths
@@ -126,7 +126,7 @@ function bzImage(folder) {
   return path.join(folder, 'boot', name);
 }
 
-const own = ['init', 'agent.c', 'initramfs-init'].map((name) => `dom0/${name}`);
+const own = ['init', 'agent.c', 'cable', 'initramfs-init'].map((name) => `dom0/${name}`);
 const guests = [
   'init.c',
   'tiny.S',
@@ -154,10 +154,11 @@ async function initrd(kernel) {
     fs.copyFileSync(path.join(deb, 'bin/busybox'), path.join(tree, 'bin/busybox'));
     await copyModules(deb, tree);
     fs.copyFileSync(path.join(here, 'dom0/initramfs-init'), path.join(tree, 'init'));
-    fs.copyFileSync(path.join(here, 'dom0/init'), path.join(mine, 'init'));
+    for (const name of ['init', 'cable'])
+      fs.copyFileSync(path.join(here, 'dom0', name), path.join(mine, name));
     await compile('dom0/agent.c', path.join(mine, 'agent'));
     await guestFiles(path.join(mine, 'guest'), path.join(work, 'guest'));
-    for (const program of ['init', 'own/init']) fs.chmodSync(path.join(tree, program), 0o755);
+    for (const program of ['init', 'own/init', 'own/cable']) fs.chmodSync(path.join(tree, program), 0o755);
     await cpio(tree, path.join(work, 'cpio'));
     await run(['gzip', '-1', '-c', path.join(work, 'cpio')], { output: target });
   });

@@ -2,6 +2,8 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Guest } from './guest.js';
+import { Host, project } from './host.js';
+import { Peer } from './peer.js';
 import { run } from './process.js';
 
 /**
@@ -16,13 +18,9 @@ import { run } from './process.js';
  * @property {number} [tick] milliseconds; default 500
  * @property {number} [seed]
  * @property {Record<string, string | number>} [config] further lines of the xl configuration
- *
- * @typedef {import('./process.js').RunOptions & { helper?: string }} XlOptions `helper`: program to be used as
- *   LIBXL_SAVE_HELPER; without it, Xen's own
  */
 
 const scratch = '/var/tmp/xen-host';
-const project = '/project';
 
 let guests = 0;
 
@@ -39,22 +37,40 @@ function newName(type) {
   }
 }
 
-export class Context {
+export class Context extends Host {
+  /** @type {Peer | undefined} */
+  #peer;
+
   /**
    * @param {string} name of the scenario
    * @param {AbortSignal} signal
    * @param {string} out folder for what the build machine shall get
    */
   constructor(name, signal, out) {
+    super(signal);
     this.name = name;
-    this.signal = signal;
     this.out = out;
+    const folder = name.replaceAll(/[^A-Za-z0-9.-]+/g, '-').slice(0, 80);
     /** Scratch folder on dom0's disk, removed after the scenario. */
-    this.folder = path.join(scratch, name.replaceAll(/[^A-Za-z0-9.-]+/g, '-').slice(0, 80));
+    this.folder = path.join(scratch, folder);
     fs.rmSync(this.folder, { recursive: true, force: true });
     fs.mkdirSync(this.folder, { recursive: true });
+    /** Another, which both hosts of a pair have under this path; no sockets. */
+    this.sharedFolder = path.join(out, 'scratch', folder);
     /** @type {Record<string, number>} */
     this.measured = {};
+  }
+
+  /** The other host, in a scenario with `pair: true`. */
+  get peer() {
+    if (!Peer.there())
+      throw new Error('this host is alone: `pair: true` in the scenario, `--pair` for lab.js');
+    return (this.#peer ??= new Peer(this));
+  }
+
+  /** What joins both hosts. */
+  get link() {
+    return this.peer.link;
   }
 
   /** @param {string} text goes into the log of the run */
@@ -82,6 +98,15 @@ export class Context {
   }
 
   /**
+   * @param {string} name
+   * @returns {string} path in a folder that both hosts have
+   */
+  shared(name) {
+    fs.mkdirSync(this.sharedFolder, { recursive: true });
+    return path.join(this.sharedFolder, name);
+  }
+
+  /**
    * Copies a file out of the machine.
    *
    * @param {string} file
@@ -93,43 +118,12 @@ export class Context {
   }
 
   /**
-   * Runs a command; it fails as the scenario does if its exit code is not 0, and ends with the scenario.
-   *
+   * @override
    * @param {readonly string[]} command
    * @param {import('./process.js').RunOptions} [options]
    */
   run(command, options = {}) {
     return run(command, { ...options, signal: options.signal ?? this.signal });
-  }
-
-  /**
-   * @param {string} script for bash
-   * @param {import('./process.js').RunOptions} [options]
-   */
-  sh(script, options = {}) {
-    return this.run(['bash', '-c', script], options);
-  }
-
-  /**
-   * Stock xl.
-   *
-   * @param {readonly string[]} args
-   * @param {XlOptions} [options]
-   */
-  xl(args, { helper, env, ...options } = {}) {
-    return this.run(['xl', ...args], { ...options, env: { LIBXL_SAVE_HELPER: helper, ...env } });
-  }
-
-  /**
-   * A program of this project, named as in package.json.
-   *
-   * @param {string} name
-   * @returns {string} path
-   */
-  bin(name) {
-    const { bin } = JSON.parse(fs.readFileSync(path.join(project, 'package.json'), 'utf8'));
-    if (bin[name] === undefined) throw new Error(`package.json names no program ${name}`);
-    return path.join(project, bin[name]);
   }
 
   /**
@@ -142,23 +136,22 @@ export class Context {
     return import(path.join(project, 'dist', name));
   }
 
-  /** Our save helper, for `xl(…, { helper: t.helper })`. */
-  get helper() {
-    return this.bin('xen-migrate-save-helper');
+  /** @override */
+  async end() {
+    // That of the scenario may have been aborted.
+    this.signal = AbortSignal.timeout(300_000);
+    try {
+      // First: a cable that is cut would keep waiting what ends here.
+      await this.#peer?.end();
+    } finally {
+      await super.end();
+    }
   }
 
-  /** @returns {Promise<{ name: string, id: number, memory: number, vcpus: number, state: string }[]>} all but dom0 */
-  async domains() {
-    const { stdout } = await run(['xl', 'list']);
-    return [...stdout.matchAll(/^(\S+) +(\d+) +(\d+) +(\d+) +(\S+)/gm)]
-      .map(([, name = '', id, memory, vcpus, state = '']) => {
-        return { name, id: Number(id), memory: Number(memory), vcpus: Number(vcpus), state };
-      })
-      .filter(({ id }) => id !== 0);
-  }
-
-  async destroyAll() {
-    for (const { id } of await this.domains()) await run(['xl', 'destroy', String(id)], { fails: true });
+  /** Once everything has ended, if nothing has failed. */
+  tidy() {
+    for (const folder of [this.folder, this.sharedFolder])
+      fs.rmSync(folder, { recursive: true, force: true });
   }
 
   /**

@@ -3,13 +3,11 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-const consoles = '/var/log/xen/console';
-
 /** A place in the console's log; what was written later is after it. @typedef {Map<string, number>} Mark */
 
 export class Guest {
   /**
-   * @param {import('./context.js').Context} t
+   * @param {import('./host.js').Host} t where it is
    * @param {string} name
    * @param {import('./context.js').GuestType} type
    * @param {string} config file for xl
@@ -46,13 +44,12 @@ export class Guest {
   logs() {
     const mine = (/** @type {string} */ name) =>
       name === `guest-${this.name}.log` || name.startsWith(`guest-${this.name}--`);
-    return fs.existsSync(consoles)
-      ? fs
-          .readdirSync(consoles)
-          .filter(mine)
-          .sort()
-          .map((name) => path.join(consoles, name))
-      : [];
+    const { consoles } = this.t;
+    const names = fs.existsSync(consoles) ? fs.readdirSync(consoles) : [];
+    return names
+      .filter(mine)
+      .sort()
+      .map((name) => path.join(consoles, name));
   }
 
   /**

@@ -4,26 +4,22 @@
  * `--claims FOLDER`, which machines share, each takes the next scenario that no other has taken. `--folder bench` runs the
  * benchmarks instead.
  *
- * A scenario file exports `scenarios`, an array of `Scenario`.
+ * A scenario file exports `scenarios`, an array of `Scenario` (scenarios.js).
  */
 import fs from 'node:fs';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { Context } from './context.js';
-import { run } from './process.js';
+import { Peer } from './peer.js';
+import { scenariosOf } from './scenarios.js';
 
-/**
- * @typedef {object} Scenario
- * @property {string} name
- * @property {'stock' | 'shadow'} [hypervisor] which one it needs; `shadow` for log-dirty of a PV guest. Default: stock
- * @property {(t: Context) => Promise<void>} run throws if it fails; domains are destroyed after it
- */
+/** @typedef {import('./scenarios.js').Scenario} Scenario */
 
 const { values } = parseArgs({
   options: {
     only: { type: 'string' },
     out: { type: 'string', default: '/share' },
-    hypervisor: { type: 'string' },
+    kind: { type: 'string' },
     claims: { type: 'string' },
     folder: { type: 'string', default: 'scenarios' },
   },
@@ -31,32 +27,15 @@ const { values } = parseArgs({
 /** s after which a scenario hangs. Far more than any needs, so that a loaded machine fails none. */
 const limit = 1800;
 
-const folder = path.join(import.meta.dirname, '..', values.folder);
-const hypervisor =
-  values.hypervisor ??
-  (fs.readFileSync('/proc/cmdline', 'utf8').includes('xen_host.shadow') ? 'shadow' : 'stock');
-
-/** @returns {Promise<Scenario[]>} */
-async function wanted() {
-  const all = [];
-  for (const name of fs
-    .readdirSync(folder)
-    .filter((entry) => entry.endsWith('.scenario.js'))
-    .sort()) {
-    const { scenarios } = await import(path.join(folder, name));
-    for (const scenario of scenarios)
-      all.push({ ...scenario, name: `${name.replace('.scenario.js', '')}: ${scenario.name}` });
-  }
-  return all.filter((scenario) => {
-    return (scenario.hypervisor ?? 'stock') === hypervisor && scenario.name.includes(values.only ?? '');
-  });
-}
-
-/** What the kernel has said of processes that died of a fault. @returns {Promise<string[]>} */
-async function faults() {
-  const { stdout } = await run(['dmesg']);
-  return stdout.split('\n').filter((line) => /segfault|general protection|traps:|Oops|BUG:/.test(line));
-}
+/** What kind of machine this is: only scenarios for it run. */
+const kind = /** @type {import('./scenarios.js').Kind} */ (
+  values.kind ??
+    (Peer.there()
+      ? 'pair'
+      : fs.readFileSync('/proc/cmdline', 'utf8').includes('xen_host.shadow')
+        ? 'shadow'
+        : 'stock')
+);
 
 /**
  * @param {Scenario} scenario
@@ -66,7 +45,8 @@ async function perform(scenario, number) {
   const abort = new AbortController();
   const timer = setTimeout(() => abort.abort(new Error(`not done after ${limit} s`)), limit * 1000);
   const t = new Context(scenario.name, abort.signal, values.out);
-  const before = (await faults()).length;
+  const hosts = kind === 'pair' ? [t, t.peer] : [t];
+  const before = await Promise.all(hosts.map(async (host) => (await host.faults()).length));
   const begin = performance.now();
   /** @type {string[]} */
   const errors = [];
@@ -87,19 +67,21 @@ async function perform(scenario, number) {
   }
   clearTimeout(timer);
   try {
-    await t.destroyAll();
+    await t.end();
+    for (const [n, host] of hosts.entries()) {
+      const died = (await host.faults()).slice(before[n]);
+      if (died.length > 0) errors.push(`processes died in dom0 of ${host.hostname}:\n${died.join('\n')}`);
+    }
   } catch (error) {
     told(error);
   }
-  const died = (await faults()).slice(before);
-  if (died.length > 0) errors.push(`processes died in dom0:\n${died.join('\n')}`);
-  if (errors.length === 0) fs.rmSync(t.folder, { recursive: true, force: true });
+  if (errors.length === 0) t.tidy();
   const took = (performance.now() - begin) / 1000;
   console.log(`${errors.length === 0 ? 'ok' : 'not ok'} ${number} - ${scenario.name} # ${took.toFixed(1)} s`);
   for (const error of errors) console.log(error.replaceAll(/^/gm, '    '));
   const result = {
     name: scenario.name,
-    hypervisor,
+    hypervisor: kind,
     ok: errors.length === 0,
     seconds: took,
     errors,
@@ -117,7 +99,7 @@ async function perform(scenario, number) {
 function claim(number) {
   if (values.claims === undefined) return true;
   try {
-    fs.mkdirSync(path.join(values.claims, `${hypervisor}-${number}`));
+    fs.mkdirSync(path.join(values.claims, `${kind}-${number}`));
     return true;
   } catch (error) {
     if (error instanceof Error && 'code' in error && error.code === 'EEXIST') return false;
@@ -125,7 +107,7 @@ function claim(number) {
   }
 }
 
-const list = await wanted();
+const list = await scenariosOf(values.folder, kind, values.only);
 console.log(`1..${list.length}`);
 let failed = 0;
 for (const [index, scenario] of list.entries()) {

@@ -1,5 +1,6 @@
-/** The build machine's side of the agents in dom0; frames: dom0/agent.c. */
+/** The side of the agents in dom0 that commands; frames: dom0/agent.c. */
 import net from 'node:net';
+import os from 'node:os';
 
 const chunk = 32768;
 
@@ -14,15 +15,16 @@ function frame(type, payload) {
 /**
  * Runs one command through one agent.
  *
- * @param {string} socketPath
+ * @param {string | { host: string, port: number }} where a serial port's socket, or the agent of a pair's second host
  * @param {string} command
- * @param {{ stdin?: NodeJS.ReadableStream, stdout?: (data: Buffer) => void, stderr?: (data: Buffer) => void,
- *   signal?: AbortSignal }} options
+ * @param {{ stdin?: NodeJS.ReadableStream | string | Uint8Array, stdout?: (data: Buffer) => void, stderr?: (data: Buffer) => void,
+ *   signal?: AbortSignal, started?: (kill: (signal: NodeJS.Signals) => void) => void }} options `started` is given what
+ *   sends a signal to the command's processes
  * @returns {Promise<number>} exit code
  */
-export async function converse(socketPath, command, { stdin, stdout, stderr, signal }) {
+export async function converse(where, command, { stdin, stdout, stderr, signal, started }) {
   signal?.throwIfAborted();
-  const socket = net.connect(socketPath);
+  const socket = typeof where === 'string' ? net.connect(where) : net.connect({ ...where, noDelay: true });
   const abort = () =>
     void socket.destroy(signal?.reason instanceof Error ? signal.reason : new Error('aborted'));
   signal?.addEventListener('abort', abort, { once: true });
@@ -33,8 +35,13 @@ export async function converse(socketPath, command, { stdin, stdout, stderr, sig
     for (let at = 0; at < bytes.length; at += chunk) socket.write(frame('I', bytes.subarray(at, at + chunk)));
   };
   const end = () => void socket.write(frame('E', Buffer.alloc(0)));
+  /** @param {NodeJS.Signals} name */
+  const kill = (name) => void socket.write(frame('K', Uint8Array.of(os.constants.signals[name])));
   if (stdin === undefined) end();
-  else stdin.on('data', feed).once('end', end);
+  else if (typeof stdin === 'string' || stdin instanceof Uint8Array) {
+    feed(Buffer.from(stdin));
+    end();
+  } else stdin.on('data', feed).once('end', end);
   try {
     let rest = Buffer.alloc(0);
     let greeted = false;
@@ -47,8 +54,10 @@ export async function converse(socketPath, command, { stdin, stdout, stderr, sig
         const payload = rest.subarray(5, size);
         rest = rest.subarray(size);
         // Whatever comes before the greeting is left over from a command whose caller went away.
-        if (type === 'H') greeted = true;
-        else if (!greeted) continue;
+        if (type === 'H') {
+          if (!greeted) started?.(kill);
+          greeted = true;
+        } else if (!greeted) continue;
         else if (type === 'O') stdout?.(payload);
         else if (type === 'S') stderr?.(payload);
         else if (type === 'R') return payload.readUInt32LE(0);
@@ -57,7 +66,7 @@ export async function converse(socketPath, command, { stdin, stdout, stderr, sig
     throw new Error('the machine ended the connection');
   } finally {
     signal?.removeEventListener('abort', abort);
-    stdin?.off('data', feed).off('end', end);
+    if (typeof stdin === 'object' && 'off' in stdin) stdin.off('data', feed).off('end', end);
     socket.destroy();
   }
 }

@@ -8,6 +8,7 @@
  *   monitor       socket of QEMU's monitor, for debugging
  *   agent.N       sockets of the agents in dom0, one command at a time each
  *   share/        /share in dom0
+ *   pair/         of the first of two joined hosts: their networks' sockets, and the second's logs; machine/pair.js
  */
 import { spawn } from 'node:child_process';
 import fs from 'node:fs';
@@ -16,6 +17,7 @@ import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { root } from '../../../scripts/steps.js';
 import { converse } from './agent.js';
+import { joined } from './pair.js';
 
 /** Short, since the path of a socket may have 107 bytes. */
 const machines = path.join(os.tmpdir(), `xen-host-${process.getuid?.() ?? 0}`);
@@ -39,6 +41,7 @@ const xenOptions = 'console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all spe
  * @property {string} [dom0Options] appended to dom0's
  * @property {string} [accelerator]
  * @property {string} [share] folder for /share; default: one of the machine's own
+ * @property {import('./pair.js').Place} [pair] one of two joined hosts
  */
 
 /** @param {string} name */
@@ -59,6 +62,7 @@ export async function start(name, images, options = {}) {
   if (pidOf(name) !== undefined) throw new Error(`machine ${name} runs already`);
   fs.rmSync(folder, { recursive: true, force: true });
   fs.mkdirSync(path.join(folder, 'share'), { recursive: true, mode: 0o700 });
+  if (options.pair !== undefined) fs.mkdirSync(path.join(options.pair.folder, 'log'), { recursive: true });
   const {
     memory = 2048,
     dom0Memory = 640,
@@ -66,7 +70,10 @@ export async function start(name, images, options = {}) {
     accelerator = 'tcg,thread=multi,tb-size=384',
   } = options;
   // Dom0's kernel ignores what it does not know; scenarios find there which hypervisor they run on.
-  const marker = path.basename(images.xen).startsWith('xen-shadow') ? 'xen_host.shadow' : '';
+  const marker = [
+    ...(path.basename(images.xen).startsWith('xen-shadow') ? ['xen_host.shadow'] : []),
+    ...(options.pair === undefined ? [] : [`xen_host.pair=${options.pair.number}`]),
+  ].join(' ');
   const xen = `${xenOptions} dom0_mem=${dom0Memory}M,max:${dom0Memory}M dom0_max_vcpus=${processors} ${options.xenOptions ?? ''}`;
   const args = [
     ...[
@@ -102,6 +109,7 @@ export async function start(name, images, options = {}) {
     ...shared('share', options.share ?? path.join(folder, 'share'), ''),
     ...shared('project', root, ',readonly=on'),
     ...['-device', 'virtio-serial-pci'],
+    ...(options.pair === undefined ? [] : joined(options.pair)),
   ];
   for (let n = 0; n < agents; n++) {
     args.push('-chardev', `socket,id=agent${n},path=agent.${n},server=on,wait=off`);
@@ -127,7 +135,7 @@ export async function start(name, images, options = {}) {
  * @param {string} folder
  * @param {string} more
  */
-function shared(tag, folder, more) {
+export function shared(tag, folder, more) {
   const id = `fs-${tag}`;
   const option = `local,id=${id},path=${folder.replaceAll(',', ',,')},security_model=none,multidevs=remap${more}`;
   return ['-fsdev', option, '-device', `virtio-9p-pci,fsdev=${id},mount_tag=${tag}`];

@@ -1,0 +1,47 @@
+/**
+ * `node bridge.js HOST:PORT [--cut-after OCTETS | --cut-after-answer OCTETS]`: carries standard input to a TCP server and
+ * its answers to standard output, as ssh would: `xl migrate -s '' NAME 'node …/bridge.js 10.17.0.2:5000'`. When as many
+ * octets have gone to the server, or have come from it, it cuts the cable between both hosts (dom0/cable), prints
+ * `bridge: cut after N` on standard error, and goes on: no more than that many come through.
+ */
+import { execFile } from 'node:child_process';
+import net from 'node:net';
+import { Transform } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import { parseArgs, promisify } from 'node:util';
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { 'cut-after': { type: 'string' }, 'cut-after-answer': { type: 'string' } },
+});
+const [host, port] = positionals[0]?.split(':') ?? [];
+const socket = net.connect({ host, port: Number(port), allowHalfOpen: true, noDelay: true });
+
+/** @param {string | undefined} limit octets after which it cuts */
+function counter(limit) {
+  let left = limit === undefined ? Infinity : Number(limit);
+  return new Transform({
+    highWaterMark: 65536,
+    /** @param {Buffer} chunk */
+    async transform(chunk, _encoding, done) {
+      const before = Math.min(left, chunk.length);
+      left -= chunk.length;
+      if (left > 0) return void done(null, chunk);
+      left = Infinity;
+      // These shall come through; a cable cannot tell which octets it has carried.
+      this.push(chunk.subarray(0, before));
+      await promisify(execFile)('/xen-host/cable', ['cut']);
+      console.error(`bridge: cut after ${limit}`);
+      done(null, chunk.subarray(before));
+    },
+  });
+}
+
+/** @param {Error} error */
+const failed = (error) => {
+  console.error(`bridge: ${error.message}`);
+  process.exit(1);
+};
+pipeline(process.stdin, counter(values['cut-after']), socket).catch(failed);
+// As ssh it ends with the other end, whether it has sent everything or not.
+pipeline(socket, counter(values['cut-after-answer']), process.stdout).then(() => process.exit(0), failed);
