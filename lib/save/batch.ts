@@ -196,9 +196,10 @@ export class PageSender {
 
   /** Waits for the bandwidth limit. Returns for how many ms nothing went. */
   async #waitForThrottle(): Promise<number> {
-    const { steering, control } = this.#context;
+    const { steering, control, out } = this.#context;
     // First what is under way: its time is the line's, not the limit's, and tells how fast the line is.
     await this.#drain();
+    control.note({ transferred: out.bytes });
     const began = now();
     await this.#throttle.wait(() => steering.limits.maxBytesPerSecond, control.signal);
     control.throwIfCancelled();
