@@ -1,13 +1,13 @@
 /** `xen-migrate demo`: the main job on two simulated hosts, shown while it happens and proved afterwards. */
 import { mkdtemp, rm } from 'node:fs/promises';
-import type net from 'node:net';
+import type { Duplex } from 'node:stream';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { SimulatedHost } from '../host/simulated/host.js';
 import { startMigrate, startReceive } from '../migrate/migrate.js';
 import type { MigrateResult, ReceiveResult } from '../migrate/types.js';
-import { connectTo, listenAt, type Address } from './address.js';
+import { connectPeer, listenForPeers } from '../transport/peer/index.js';
 import { ExitCode, parseArguments, type Command, type CommandIo } from './command.js';
 import { bytesText, countText, paintFor, rateText, speaksUnicode, timeText } from './format.js';
 import { limitHelp, limitOptions, limitsFrom } from './limits.js';
@@ -138,14 +138,14 @@ async function play(
 async function socketPair(
   signal: AbortSignal,
   cleanup: (() => Promise<unknown>)[],
-): Promise<[net.Socket, net.Socket]> {
+): Promise<[Duplex, Duplex]> {
   const folder = await mkdtemp(path.join(tmpdir(), 'xen-migrate-'));
   cleanup.push(() => rm(folder, { recursive: true, force: true }));
-  const address: Address = { kind: 'unix', path: path.join(folder, 'socket') };
-  let accept: ((socket: net.Socket) => void) | undefined;
-  const accepted = new Promise<net.Socket>((resolve) => (accept = resolve));
-  const listening = await listenAt(address, (socket) => accept?.(socket));
-  const peer = await connectTo(address, signal, 10_000);
+  const address = path.join(folder, 'socket');
+  let accept: ((peer: Duplex) => void) | undefined;
+  const accepted = new Promise<Duplex>((resolve) => (accept = resolve));
+  const listening = await listenForPeers(address, { signal }, (peer) => accept?.(peer));
+  const peer = await connectPeer(address, { signal });
   const from = await accepted;
   cleanup.push(async () => {
     peer.destroy();

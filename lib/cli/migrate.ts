@@ -3,7 +3,13 @@ import { startMigrate } from '../migrate/migrate.js';
 import type { MigrateResult } from '../migrate/types.js';
 import { UsageError } from '../errors.js';
 import { durationOf } from '../quantities.js';
-import { addressText, connectTo, parseAddress, requirePrivate } from './address.js';
+import {
+  connectPeer,
+  parsePeerAddress,
+  peerAddressText,
+  requirePrivate,
+  type ConnectOptions,
+} from '../transport/peer/index.js';
 import { ExitCode, parseArguments, type Command, type CommandIo } from './command.js';
 import { paintFor } from './format.js';
 import { takeGuest } from './guests.js';
@@ -11,23 +17,32 @@ import { hostOption, openHost } from './hypervisor.js';
 import { limitHelp, limitOptions, limitsFrom } from './limits.js';
 import { LiveView, noView } from './live.js';
 import { operands } from './operands.js';
+import { compressionFrom, tlsFrom, tlsHelp, tlsOptions } from './peer.js';
 import { printJson, printLines } from './print.js';
 import { transferLines } from './report.js';
 import { guestPlan, simGuestHelp, simGuestOptions } from './simulated.js';
+import { choiceOf } from './values.js';
 
 const MEMORY = '256M';
-const CONNECT_MS = 10_000;
+const PROTOCOLS = ['auto', 'xen-migration', 'xl'] as const;
 
 const help = `usage: xen-migrate migrate GUEST ADDRESS [options]
 
-Live-migrates a guest to a receiver: xen-migrate receive on another host or in another process.
+Live-migrates a guest to a receiver: xen-migrate receive on another host or in another process, or xl migrate-receive.
 
   GUEST                 name or domid of the guest
-  ADDRESS               tcp://HOST:PORT or unix:///PATH, also written HOST:PORT or /PATH
+  ADDRESS               ssh://[USER@]HOST[:PORT], which runs xl migrate-receive there; tls://HOST:PORT,
+                        tcp://HOST:PORT or unix:///PATH, also written HOST:PORT or /PATH; exec:COMMAND, of the shell
 
 ${simGuestHelp(MEMORY)}
 ${limitHelp}  --no-live             stop the guest first, then send its memory
   --timeout TIME        give up, guest still here, if it has not arrived within this, for instance 10m
+
+  --ssh COMMAND         the ssh to use, with its options (default: $XEN_MIGRATE_SSH, or ssh)
+  --remote-command CMD  what ssh runs there (default "xl migrate-receive"; "xen-migrate receive --stdio")
+  --protocol PROTOCOL   auto (default): what the receiver greets with; xen-migration; xl
+  --compress NAMES      offer to compress: zstd, gzip or brotli, best first: NAME[,NAME]
+${tlsHelp}  --tls-name NAME       the name that the receiver's certificate must have (default: HOST)
   --insecure            allow plain TCP beyond this machine: memory travels unencrypted
   --json                print one JSON document instead of the report
   --help                print this text
@@ -45,13 +60,28 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
       ...limitOptions,
       'no-live': { type: 'boolean' },
       timeout: { type: 'string' },
+      ...tlsOptions,
+      'tls-name': { type: 'string' },
+      ssh: { type: 'string' },
+      'remote-command': { type: 'string' },
+      protocol: { type: 'string' },
+      compress: { type: 'string' },
       insecure: { type: 'boolean' },
       json: { type: 'boolean' },
     },
   });
   const [operand, addressArgument] = operands(positionals, ['GUEST', 'ADDRESS']);
-  const address = parseAddress(addressArgument);
-  requirePrivate(address, values.insecure === true);
+  const address = parsePeerAddress(addressArgument);
+  requirePrivate(address, values.insecure);
+  const where = peerAddressText(address);
+  const connect: ConnectOptions = {
+    tls: tlsFrom(values, { serverName: values['tls-name'] }, address),
+    insecure: values.insecure,
+    sshCommand: values.ssh ?? io.env['XEN_MIGRATE_SSH'],
+    remoteCommand: values['remote-command'],
+  };
+  const protocol = choiceOf(values.protocol ?? 'auto', '--protocol', PROTOCOLS);
+  const compression = compressionFrom(values.compress);
   const limits = limitsFrom(values);
   const totalMs = values.timeout === undefined ? undefined : durationOf(values.timeout, '--timeout');
   const plan = guestPlan(values, values['sim-guest'] ?? 'pvh', '--sim-guest', MEMORY);
@@ -65,12 +95,21 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
     if (live && notLive !== undefined) {
       throw new UsageError(`${notLive}; with --no-live it stands still while its memory is sent`);
     }
-    const peer = await connectTo(address, signal, CONNECT_MS);
-    if (!json) printLines(io.stderr, [`sending ${name} to ${addressText(address)}: ${about}`]);
+    const peer = await connectPeer(address, { ...connect, signal });
+    if (!json) printLines(io.stderr, [`sending ${name} to ${where}: ${about}`]);
     const view = json ? noView : new LiveView(io, pages);
     const job = startMigrate(host, {
       domid,
       peer,
+      protocol,
+      compression,
+      // An inherited socket is there once.
+      ...(address.kind === 'fd'
+        ? {}
+        : {
+            reconnect: (s: AbortSignal) => connectPeer(address, { ...connect, signal: s }),
+            reconnectTo: where,
+          }),
       signal,
       ...limits,
       live,
@@ -83,7 +122,7 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
     } finally {
       view.clear();
     }
-    if (json) printJson(io.stdout, { guest: name, address: addressText(address), ...result });
+    if (json) printJson(io.stdout, { guest: name, address: where, ...result });
     else report(io, name, result);
     return ExitCode.OK;
   } finally {

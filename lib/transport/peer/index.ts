@@ -1,5 +1,5 @@
 /** Peers by their address. */
-export { parsePeerAddress, peerAddressText, type PeerAddress } from './address.js';
+export { parsePeerAddress, peerAddressText, requirePrivate, type PeerAddress } from './address.js';
 export { connectPeer, REMOTE_COMMAND, type ConnectOptions } from './connect.js';
 export {
   listenForPeers,

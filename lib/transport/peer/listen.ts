@@ -2,7 +2,7 @@
 import { once } from 'node:events';
 import { stat, unlink } from 'node:fs/promises';
 import net from 'node:net';
-import type { Duplex } from 'node:stream';
+import type { Duplex, Readable, Writable } from 'node:stream';
 import { debug } from '../../debug.js';
 import { TransportError, UsageError, XenMigrationError } from '../../errors.js';
 import { cancellation } from '../failure.js';
@@ -97,7 +97,7 @@ export async function listenForPeers(
 }
 
 /** Standard input and output, or streams in their place, as one connection. Throws UsageError if it is a terminal. */
-export function stdioPeer(input: NodeJS.ReadStream | Duplex, output: NodeJS.WriteStream | Duplex): Duplex {
+export function stdioPeer(input: Readable, output: Writable): Duplex {
   if ((input as { isTTY?: boolean }).isTTY === true || (output as { isTTY?: boolean }).isTTY === true) {
     throw new UsageError('standard input and output must be connected to a sender, not to a terminal');
   }
