@@ -29,13 +29,13 @@ export async function proveGuest(
   host: SimulatedHost,
   domid: number,
   moves: boolean,
-  signal: AbortSignal,
+  signal?: AbortSignal,
 ): Promise<Proof> {
   const guest = host.guest(domid);
   const before = guest.stats();
   if (moves) {
     const until = performance.now() + PATIENCE;
-    do await sleep(50, undefined, { signal });
+    do await sleep(50, undefined, signal === undefined ? {} : { signal });
     while (guest.stats().steps <= before.steps && performance.now() < until);
   }
   const after = guest.stats();

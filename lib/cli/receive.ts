@@ -1,4 +1,5 @@
 /** `xen-migrate receive`: takes guests that `xen-migrate migrate` and `xl migrate` send. */
+import { setMaxListeners } from 'node:events';
 import net from 'node:net';
 import type { Duplex } from 'node:stream';
 import { printable } from '../bytes/printable.js';
@@ -146,6 +147,8 @@ class Service {
     this.#settings = settings;
     this.#signal = signal;
     this.#done = new Promise((resolve) => (this.#finish = resolve));
+    // Each guest on its way listens to it.
+    setMaxListeners(0, signal);
   }
 
   /** Until the signal, or the one guest, ends it. Resolves to the exit code. */
@@ -281,7 +284,8 @@ class Service {
     if (this.#open.kind === 'xen') return { facts: [] };
     const idle = /workload=idle/.test(result.config ?? '');
     const moves = result.state === 'running' && !idle;
-    const proof = await proveGuest(this.#open.host, result.domid, moves, this.#signal);
+    // It is here: being told to stop changes nothing of that any more.
+    const proof = await proveGuest(this.#open.host, result.domid, moves);
     return { proof, facts: proofFacts(proof, moves && proof.checkable) };
   }
 }

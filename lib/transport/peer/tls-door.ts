@@ -13,6 +13,16 @@ const HANDSHAKE_MS = 10_000;
 /** Handshakes that may be under way. More connections are closed at once: whoever floods us has no certificate. */
 const MOST_HANDSHAKES = 64;
 
+/** ms in which a client must begin: TLS clients do at once. */
+const SILENCE_MS = 3000;
+/** First byte of TLS: a handshake record. */
+const HANDSHAKE_RECORD = 0x16;
+/**
+ * A fatal alert, handshake_failure, of TLS 1.0 as alerts before a version is agreed on are. Whoever does not speak TLS, or
+ * waits for us to begin, learns from it with whom it has to do.
+ */
+const ALERT = Uint8Array.of(0x15, 3, 1, 0, 2, 2, 40);
+
 /** Lets in who has the right certificate. */
 export class TlsDoor {
   readonly #files: TlsFiles;
@@ -45,6 +55,12 @@ export class TlsDoor {
       await this.#files.refresh();
     } catch (error) {
       this.#onError(error as XenMigrationError);
+    }
+    const first = await firstByte(socket, Math.min(SILENCE_MS, this.#handshakeMs));
+    if (first !== HANDSHAKE_RECORD) {
+      if (this.#entering.delete(socket)) this.#onError(foreign(from, first, socket));
+      socket.end(ALERT, () => socket.destroy());
+      return;
     }
     if (socket.destroyed) return;
     // A server that never listens, for this one connection: so what it tells is known to be of this one.
@@ -93,4 +109,29 @@ export class TlsDoor {
     }
     this.#onPeer(socket, { from, certificateName: name });
   }
+}
+
+/** The first byte that comes, which stays to be read; undefined if none does in time. */
+async function firstByte(socket: net.Socket, ms: number): Promise<number | undefined> {
+  let timer: NodeJS.Timeout | undefined;
+  await new Promise<void>((resolve) => {
+    timer = setTimeout(resolve, ms);
+    socket.once('readable', resolve).once('close', resolve);
+  });
+  clearTimeout(timer);
+  socket.removeAllListeners('readable');
+  const chunk = socket.read() as Buffer | null;
+  if (chunk === null) return undefined;
+  socket.unshift(chunk);
+  return chunk[0];
+}
+
+/** The error for one that does not begin as TLS does. */
+function foreign(from: string, first: number | undefined, socket: net.Socket): XenMigrationError {
+  if (first !== undefined) return handshakeError(from, { code: 'ERR_SSL_WRONG_VERSION_NUMBER' });
+  const gone = socket.destroyed || socket.readableEnded;
+  return new PeerError(
+    gone ? 'ERR_XEN_PEER_LOST' : 'ERR_XEN_PEER_PROTOCOL',
+    `${from}: it ${gone ? 'closed the connection without a word' : 'says nothing: it may not speak TLS'}`,
+  );
 }

@@ -8,6 +8,7 @@ import type { Duplex } from 'node:stream';
 import tls from 'node:tls';
 import { afterAll, afterEach, describe, expect, test } from 'vitest';
 import type { XenMigrationError } from '../../../../lib/errors.js';
+import { describeForeign } from '../../../../lib/migrate/foreign.js';
 import {
   connectPeer,
   listenForPeers,
@@ -329,9 +330,21 @@ describe('peers that do not speak TLS', () => {
 
   test('a sender that connects and is silent, and one that goes away', async () => {
     const { port, error, listener } = await service({ tls: side('server'), handshakeMs: 50 });
+    // Who waits for us to begin hears from us that this is TLS.
     const silent = net.connect(port, '127.0.0.1');
     silent.on('error', () => undefined);
+    const [alert] = (await once(silent, 'data')) as [Buffer];
+    expect(alert.toString('hex')).toBe('15030100020228');
+    expect(describeForeign(alert)).toMatch(/speaks TLS/);
     expect(await error()).toMatchObject({
+      code: 'ERR_XEN_PEER_PROTOCOL',
+      message: expect.stringMatching(/: it says nothing: it may not speak TLS$/) as string,
+    });
+    const stopping = net.connect(port, '127.0.0.1');
+    stopping.on('error', () => undefined);
+    stopping.write(Buffer.from('1603010200', 'hex'));
+    expect(await error()).toMatchObject({
+      code: 'ERR_XEN_PEER_LOST',
       message: expect.stringMatching(/it did not finish the TLS handshake in time/) as string,
     });
     const brief = net.connect(port, '127.0.0.1');
@@ -339,8 +352,7 @@ describe('peers that do not speak TLS', () => {
     await once(brief, 'connect');
     brief.destroy();
     expect(await error()).toMatchObject({
-      code: 'ERR_XEN_PEER_LOST',
-      message: expect.stringMatching(/TLS handshake/) as string,
+      message: expect.stringMatching(/without a word|says nothing/) as string,
     });
     // Handshakes under way do not outlive the listener.
     const late = net.connect(port, '127.0.0.1');
