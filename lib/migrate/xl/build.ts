@@ -22,6 +22,8 @@ export interface XlRestoreSettings extends XlSettings {
   readonly monitor?: boolean | undefined;
   /** ms from the stream's last byte until xl has set up all devices. Default 120 000. */
   readonly finishMs?: number | undefined;
+  /** ms that xl has to take down by itself what it built, when its stream ends early. Default 10 000. */
+  readonly patienceMs?: number | undefined;
 }
 
 /** Time between two looks for the domain, ms. */
@@ -77,8 +79,8 @@ export class XlBuild {
           `there is a domain ${JSON.stringify(name)} already, domain ${taken}: destroy it if it is left of a migration that failed`,
         );
       }
-      const { program, monitor } = settings;
-      const child = await XlRestoreChild.start({ program, monitor, helper });
+      const { program, monitor, patienceMs } = settings;
+      const child = await XlRestoreChild.start({ program, monitor, patienceMs, helper });
       const build = new XlBuild(child, name, toolstack, settings);
       try {
         await build.#begin(encodeXlHeader({ config }), signal);
@@ -95,8 +97,12 @@ export class XlBuild {
   async fail(error: unknown): Promise<unknown> {
     const exitCode = await this.child.giveUp(error);
     try {
-      // An xl that fails by itself has taken down what it built. There was no other domain of the name.
-      if (exitCode === 0 || this.child.killed) this.#domid ??= await this.#find();
+      const there = await this.#find();
+      const unfinished = exitCode !== 0 && !this.child.killed;
+      // An xl that fails by itself takes down what it built; the name may be another one's by now.
+      if (unfinished && there !== this.#domid) return error;
+      // When xl began, nobody had the name.
+      this.#domid ??= there;
       if (this.#domid !== undefined) await this.#toolstack.destroy(this.#domid);
     } catch (later) {
       withCleanupError(error, later);

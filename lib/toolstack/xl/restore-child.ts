@@ -16,8 +16,8 @@ const STDERR_KEPT = 64 * 1024;
 
 /** ms for the end of the standard error's text after the child's own end: grandchildren may keep it open. */
 const STDERR_MS = 500;
-/** ms for xl to take the domain down again by itself once its stream has ended, and to end once told to. */
-const GIVE_UP_MS = 10_000;
+const PATIENCE_MS = 10_000;
+/** ms for xl to end once told to. */
 const TERM_MS = 5_000;
 
 export interface XlRestoreChildOptions extends XlSettings {
@@ -25,6 +25,8 @@ export interface XlRestoreChildOptions extends XlSettings {
   readonly helper: string;
   /** Leave a daemon behind for the guest's shutdowns and reboots, as stock xl does. Default true. */
   readonly monitor?: boolean | undefined;
+  /** ms for xl to take down by itself what it built, when its stream ends early. Default 10 000. */
+  readonly patienceMs?: number | undefined;
 }
 
 export class XlRestoreChild {
@@ -35,13 +37,15 @@ export class XlRestoreChild {
   /** What was run, for messages. */
   readonly command: string;
   readonly #child: ChildProcess;
+  readonly #patienceMs: number;
   #stderr = '';
   #over = false;
   /** It had to be ended, so that it could not take down what it had begun to build. */
   #killed = false;
 
-  private constructor(child: ChildProcess, sink: ByteSink, command: string) {
+  private constructor(child: ChildProcess, sink: ByteSink, command: string, patienceMs = PATIENCE_MS) {
     this.#child = child;
+    this.#patienceMs = patienceMs;
     this.sink = sink;
     this.command = command;
     child.stderr?.setEncoding('utf8');
@@ -80,7 +84,7 @@ export class XlRestoreChild {
         child.once('spawn', resolve);
         child.once('error', (cause) => reject(xlMissing(command, cause)));
       });
-      const made = new XlRestoreChild(child, sink, command);
+      const made = new XlRestoreChild(child, sink, command, options.patienceMs);
       await started;
       child.on('error', () => undefined);
       return made;
@@ -112,7 +116,7 @@ export class XlRestoreChild {
    */
   async giveUp(reason: unknown): Promise<number | undefined> {
     this.sink.abort(reason);
-    if (!(await this.#endsWithin(GIVE_UP_MS))) this.#kill('SIGTERM');
+    if (!(await this.#endsWithin(this.#patienceMs))) this.#kill('SIGTERM');
     if (!(await this.#endsWithin(TERM_MS))) this.#kill('SIGKILL');
     return this.exited;
   }

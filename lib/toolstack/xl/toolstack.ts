@@ -7,7 +7,7 @@ import type {
   SuspendOptions,
   Toolstack,
 } from '../toolstack.js';
-import { XlError } from './error.js';
+import { lastWords, XlError } from './error.js';
 import { hasXl, runXl, xl, xlDomid, type XlSettings } from './run.js';
 
 export interface XlToolstackOptions extends XlSettings {
@@ -70,7 +70,7 @@ class XlToolstack implements Toolstack {
     if (this.#isXls(domid)) {
       const ran = await runXl(['destroy', String(domid)], this.#options);
       if (ran.exitCode !== 0 && (await this.#exists(domid))) {
-        const said = new XlError('ERR_XEN_XL', `xl destroy ${domid}`, ran.stderr.trim(), ran);
+        const said = new XlError('ERR_XEN_XL', `xl destroy ${domid}`, lastWords(ran.stderr), ran);
         const message = `domain ${domid} could not be destroyed: ${said.message}`;
         throw new XenMigrationError('ERR_XEN_GUEST_NOT_DESTROYED', message, { cause: said, domid });
       }
