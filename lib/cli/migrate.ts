@@ -41,7 +41,7 @@ ${limitHelp}  --no-live             stop the guest first, then send its memory
   --ssh COMMAND         the ssh to use, with its options (default: $XEN_MIGRATE_SSH, or ssh)
   --remote-command CMD  what ssh runs there (default "xl migrate-receive"; "xen-migrate receive --stdio")
   --protocol PROTOCOL   auto (default): what the receiver greets with; xen-migration; xl
-  --compress NAMES      offer to compress: zstd, gzip or brotli, best first: NAME[,NAME]
+  --compress NAMES      offer to compress: zstd, brotli or gzip, best first: NAME[,NAME]
 ${tlsHelp}  --tls-name NAME       the name that the receiver's certificate must have (default: HOST)
   --insecure            allow plain TCP beyond this machine: memory travels unencrypted
   --json                print one JSON document instead of the report

@@ -33,7 +33,7 @@ export function tlsFrom(
   return { cert, key, ca, ...more };
 }
 
-/** `--compress zstd,gzip`. Throws UsageError for what this Node does not have. */
+/** `--compress zstd,brotli`. Throws UsageError for what this Node does not have. */
 export function compressionFrom(text: string | undefined): string[] | undefined {
   return text?.split(',').map((name) => choiceOf(name.trim(), '--compress', compressionsHere()));
 }
