@@ -56,7 +56,7 @@ ${tlsHelp}  --tls-allow NAMES     names of senders that may come, one of which t
 
 A guest that does not arrive leaves nothing behind. Without --once it goes on until it is stopped by SIGINT or
 SIGTERM: then it takes no more, stops what can still go on at its source, and ends when the others have arrived. Guests
-of a simulated host end with it. docs/guide/service.md has it as a service of systemd.
+of a simulated host end with it.
 `;
 
 async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal): Promise<number> {
