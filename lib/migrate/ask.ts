@@ -4,7 +4,7 @@ import { debug } from '../debug.js';
 import { PeerError, TimeoutError } from '../errors.js';
 import { now } from '../job.js';
 import { frameName, FrameType, protocolError, type Frame } from './frames.js';
-import { msText, withLimit } from './limits.js';
+import { msText, sleep, withLimit } from './limits.js';
 import { connected, otherEnd, peerFailure, Wire } from './wire.js';
 
 /** Opens a new connection to the receiver's host. */
@@ -52,19 +52,6 @@ export async function askAgain(
     await sleep(wait, signal);
   }
   return { failure: failure ?? new TimeoutError('resolve', ms, `no answer within ${msText(ms)}`) };
-}
-
-/** Also over when the signal is aborted. */
-function sleep(ms: number, signal: AbortSignal | undefined): Promise<void> {
-  return new Promise((resolve) => {
-    const done = (): void => {
-      clearTimeout(timer);
-      signal?.removeEventListener('abort', done);
-      resolve();
-    };
-    const timer = setTimeout(done, ms);
-    signal?.addEventListener('abort', done, { once: true });
-  });
 }
 
 /** A host that was booted since, or another one, knows nothing of what happened there before. */

@@ -23,7 +23,7 @@ import { answerQuery, type Answer } from './answer.js';
 import { frameName, FrameType, protocolError, reasonOf, type MigrationOffer } from './frames.js';
 import { fullTimeouts, msText, startTimer, StreamSource, withLimit, type FullTimeouts } from './limits.js';
 import { incomingToolstack, nameIn, overridden } from './naming.js';
-import { Note } from './note.js';
+import { Note } from '../toolstack/note.js';
 import { openReceiverWire } from './open-wire.js';
 import { Session, SyncPoint } from './session.js';
 import type { ReceiveOptions, ReceiveResult } from './types.js';

@@ -9,7 +9,6 @@ import {
   GuestError,
   PeerError,
   TimeoutError,
-  UsageError,
   withCleanupError,
   XenMigrationError,
   type GuestWhereabouts,
@@ -27,7 +26,7 @@ import { askAgain } from './ask.js';
 import { frameName, FrameType, protocolError, reasonOf, type Frame, type MigrationOffer } from './frames.js';
 import { fullTimeouts, msText, startTimer, StreamSink, withLimit, type FullTimeouts } from './limits.js';
 import { MIGRATED_AWAY, nameIn } from './naming.js';
-import { Note } from './note.js';
+import { Note, refuseOpenMatter } from '../toolstack/note.js';
 import { openSenderWire } from './open-wire.js';
 import { Session, SyncPoint } from './session.js';
 import type { MigrateOptions, MigrateResult } from './types.js';
@@ -147,7 +146,7 @@ class Sender {
   async #offer(): Promise<MigrationOffer> {
     const { domid, config, compression, id } = this.#options;
     this.#info = await readInfo(this.#host, domid);
-    await this.#refuseOpenMatter();
+    await refuseOpenMatter(this.#toolstack.notes, domid);
     const { hvm, maxPages, paused } = this.#info;
     const name = nameIn(config ?? (await this.#toolstack.domainConfig(domid)));
     this.#session.id = id ?? randomUUID();
@@ -160,22 +159,6 @@ class Sender {
       paused,
       compression: compression ?? [],
     };
-  }
-
-  /** A guest of which nobody knows whether it runs elsewhere must not go on any journey before that is known. */
-  async #refuseOpenMatter(): Promise<void> {
-    const { notes } = this.#toolstack;
-    const { domid } = this.#options;
-    for (const note of (await notes?.list()) ?? []) {
-      if (note.domid !== domid || note.role === 'receiver' || (await notes?.isAlive(note.owner)) === true) {
-        continue;
-      }
-      throw new UsageError(
-        `domain ${domid} was left behind by ${note.role === 'sender' ? `migration ${note.id}` : `a ${note.role}`}, ` +
-          'whose process died or lost its receiver: recover it first (xen-migrate recover)',
-        { domid },
-      );
-    }
   }
 
   /** The connection, and the protocol that the receiver at its end speaks. */

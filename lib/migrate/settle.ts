@@ -9,7 +9,7 @@ import type { DomainInfo, Host } from '../host/host.js';
 import type { MigrationNote } from '../toolstack/notes.js';
 import type { Toolstack } from '../toolstack/toolstack.js';
 import { INCOMING } from './naming.js';
-import { Note } from './note.js';
+import { Note } from '../toolstack/note.js';
 import { SyncPoint } from './session.js';
 import { readInfo } from './whereabouts.js';
 
@@ -80,7 +80,7 @@ async function letRun(
 /** By its number, or by the name that it was to be built under. */
 async function domainOf(toolstack: Toolstack, note: MigrationNote): Promise<number | undefined> {
   if (note.domid !== undefined) return note.domid;
-  if (note.point < SyncPoint.READY || note.name === undefined) return undefined;
+  if (note.role === 'restore' || note.point < SyncPoint.READY || note.name === undefined) return undefined;
   const name = note.name.endsWith(INCOMING) ? note.name : note.name + INCOMING;
   return toolstack.findByName?.(name);
 }

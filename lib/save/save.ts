@@ -4,16 +4,20 @@
  * The guest can go on here at every instant: until the image is complete and the sink has taken all of it, any failure
  * ends with the guest running, log-dirty off and the sink aborted.
  */
+import { randomUUID } from 'node:crypto';
 import type { Writable } from 'node:stream';
-import type { Host } from '../host/host.js';
+import { XenMigrationError } from '../errors.js';
+import type { DomainInfo, Host } from '../host/host.js';
 import { JobControl, now } from '../job.js';
 import type { IterationStats } from '../progress.js';
 import { LibxcRecord } from '../stream/libxc/constants.js';
 import { encodeHeaders } from '../stream/libxc/headers.js';
+import { Note, refuseOpenMatter } from '../toolstack/note.js';
 import { openSink } from '../transport/open.js';
 import type { ByteSink } from '../transport/types.js';
 import { PageSender } from './batch.js';
 import { cleanUpAfterFailure, type SaveResources } from './cleanup.js';
+import { SaveErrorCode } from './codes.js';
 import type { SaveContext } from './context.js';
 import { errorOfSave, fromCallback, goneOr } from './failure.js';
 import { finishSave, type SavedImage } from './finish.js';
@@ -25,6 +29,9 @@ import { SaveSteering } from './steering.js';
 import { confirmSuspended, isSuspended, suspendGuest } from './suspend.js';
 import { checkBudget, withinBudget } from './throttle.js';
 import type { SaveJob, SaveOptions, SaveResult } from './types.js';
+
+/** The point of a note while a stream is written. */
+const UNDER_WAY = 2;
 
 /** Where a save may go: what `openSink` takes. */
 export type SaveTarget = string | number | Writable | ByteSink;
@@ -46,7 +53,7 @@ export function startSave(host: Host, options: SaveOptions & { readonly to: Save
     withinBudget(options.budget, control, async (throttle) => {
       steering.throttle = throttle;
       const sink = await openSink(options.to, { signal: control.signal });
-      return runSave(control, host, sink, options, steering);
+      return noted(host, options, () => runSave(control, host, sink, options, steering));
     }),
   );
   // Before anything was done to the guest, nobody had reason to ask where it is.
@@ -66,6 +73,48 @@ export function startSave(host: Host, options: SaveOptions & { readonly to: Save
     cancel: (reason) => control.cancel(reason),
     switchover: () => steering.switchover(),
   };
+}
+
+/** Keeps a note of the save while it is under way, for `recover` to find if this process dies. */
+async function noted(host: Host, options: SaveOptions, work: () => Promise<SaveResult>): Promise<SaveResult> {
+  const { notes } = options.toolstack ?? host.toolstack;
+  const { domid } = options;
+  if (notes === undefined) return work();
+  await refuseOpenMatter(notes, domid);
+  const domain = await host.openDomain(domid);
+  let info: DomainInfo;
+  try {
+    info = await domain.info();
+  } finally {
+    await domain.close();
+  }
+  const note = await Note.open(notes, 'save', {
+    id: randomUUID(),
+    domid,
+    name: undefined,
+    point: UNDER_WAY,
+    paused: info.paused,
+    suspended: info.shutdown,
+    peer: undefined,
+    peerHost: undefined,
+  });
+  try {
+    const result = await work();
+    await note.close();
+    return result;
+  } catch (error) {
+    const state = XenMigrationError.is(error) ? error.guest?.state : undefined;
+    // Whoever has the note may let a guest go on that could not be resumed; nobody may if the image is whole.
+    if (state === 'suspended' && !info.shutdown && !isWhole(error)) await note.abandon();
+    else await note.close();
+    throw error;
+  }
+}
+
+/** The image is complete, and the guest lives in it. */
+function isWhole(error: unknown): boolean {
+  const { code } = error as XenMigrationError;
+  return code === SaveErrorCode.NOT_DESTROYED || code === SaveErrorCode.NOT_RESUMED;
 }
 
 /** Saves a guest. See `startSave`. */

@@ -1,7 +1,7 @@
 /** The note of one operation: written as it goes on, so that it can be put right if this process dies. */
 import { debug } from '../debug.js';
-import { XenMigrationError } from '../errors.js';
-import type { MigrationNote, NoteRole, NoteStore } from '../toolstack/notes.js';
+import { UsageError, XenMigrationError } from '../errors.js';
+import type { MigrationNote, NoteRole, NoteStore } from './notes.js';
 
 /** What is known of an operation when it begins. */
 export type NoteStart = Omit<MigrationNote, 'role' | 'owner' | 'since'>;
@@ -71,5 +71,21 @@ export class Note {
   async #write(note: MigrationNote): Promise<void> {
     await this.#store?.write(note);
     this.#note = note;
+  }
+}
+
+/**
+ * Throws UsageError if a dead process has left the domain in the middle of something: a guest of which nobody knows
+ * whether it runs elsewhere must not go on any journey before that is known.
+ */
+export async function refuseOpenMatter(notes: NoteStore | undefined, domid: number): Promise<void> {
+  for (const note of (await notes?.list()) ?? []) {
+    if (note.domid !== domid || note.role === 'receiver' || note.role === 'restore') continue;
+    if ((await notes?.isAlive(note.owner)) === true) continue;
+    const what = note.role === 'sender' ? `migration ${note.id}` : 'a save';
+    throw new UsageError(
+      `domain ${domid} was left behind by ${what}, whose process died or lost its receiver: recover it first (xen-migrate recover)`,
+      { domid },
+    );
   }
 }
