@@ -1,7 +1,7 @@
 /**
  * Compression of a stream on its way: a sink that compresses into another, a source that decompresses from another.
  *
- * What stands on the wire is exactly delimited: whoever reads it reads no byte beyond its end, so that other things can
+ * What stands on the wire (docs/reference/compression.md) is exactly delimited: whoever reads it reads no byte beyond its end, so that other things can
  * follow on the same connection.
  *
  * | off | size | field                                                                     |

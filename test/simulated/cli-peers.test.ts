@@ -151,6 +151,22 @@ describe('over the standard streams of a command', () => {
     expect(readFileSync(note, 'latin1')).toMatch(/^received web1 as domain 1[^]*no errors\n$/);
   });
 
+  test('the sender sees by itself that the receiver speaks as xl does', async () => {
+    const sender = start(
+      'migrate',
+      'web1',
+      `exec:${stdio('--protocol', 'xl')}`,
+      '--compress',
+      'gzip',
+      ...small,
+    );
+    expect(await sender.ended, sender.err()).toBe(0);
+    expect(sender.out()).toMatch(/^web1 is running there/);
+    const wrong = start('migrate', 'web1', `exec:${stdio()}`, '--protocol', 'xl', ...small);
+    expect(await wrong.ended).toBe(5);
+    expect(wrong.err()).toMatch(/the guest is running at the source\n$/);
+  });
+
   test('ssh:// with another ssh, which gets the remote command', async () => {
     const ssh = path.join(dir, 'ssh');
     writeFileSync(ssh, `#!/bin/sh\nfor last; do :; done\nexec /bin/sh -c "$last"\n`);
