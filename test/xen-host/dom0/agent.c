@@ -34,7 +34,8 @@
 #define HANGUP (POLLHUP | POLLRDHUP)
 
 static int port;
-static int gone; /* the other end hung up during this command */
+static int connection; /* the port is a TCP connection */
+static int gone;       /* the other end hung up during this command, or wants another one */
 
 /* Without a listener, read() and poll() return at once: sleep until the kernel tells of a change. */
 static void wait_for_host(void) {
@@ -45,13 +46,31 @@ static void wait_for_host(void) {
   sigtimedwait(&set, NULL, &limit);
 }
 
-static int read_all(void *to, size_t size) {
+/*
+ * A serial port tells that it is connected later than it gives data: what looks like a hang-up then is the one before.
+ * If the next caller comes while this waits, its X tells.
+ */
+static int hung_up(short revents) {
+  struct timespec pause = {0, 20000000};
+  for (int n = 0; revents & HANGUP; n++) {
+    struct pollfd p = {port, 0, 0};
+    if (connection || n == 50) return 1;
+    nanosleep(&pause, NULL);
+    poll(&p, 1, 0);
+    revents = p.revents;
+  }
+  return 0;
+}
+
+/* Not patient: for what may never come. */
+static int read_all(void *to, size_t size, int patient) {
   for (size_t have = 0; have < size;) {
     ssize_t n = read(port, (char *)to + have, size - have);
     if (n > 0) {
       have += n;
       continue;
     }
+    if (n == 0 && patient && !hung_up(POLLHUP)) continue;
     if (n == 0) return -1;
     if (errno == EAGAIN) {
       struct pollfd p = {port, POLLIN, 0};
@@ -66,7 +85,7 @@ static void write_all(const void *from, size_t size) {
   while (size > 0 && !gone) {
     struct pollfd p = {port, POLLOUT | POLLRDHUP, 0};
     poll(&p, 1, -1);
-    if (p.revents & HANGUP) {
+    if (hung_up(p.revents)) {
       gone = 1;
       return;
     }
@@ -115,13 +134,30 @@ static pid_t start(const char *command, int in[2], int out[2], int err[2]) {
   return child;
 }
 
-static void run(const char *command) {
+/* The child may not have its group yet. */
+static void send_signal(pid_t child, int number) {
+  if (kill(-child, number)) kill(child, number);
+}
+
+/* The payload of an X, to be freed. */
+static char *command_of(uint32_t size) {
+  char *command = size > 1 << 20 ? NULL : calloc(1, size + 1);
+  if (command && read_all(command, size, 1)) {
+    free(command);
+    return NULL;
+  }
+  return command;
+}
+
+/* Returns the command of another caller, who came before it was seen that this one hung up. */
+static char *run(const char *command) {
+  char *next = NULL;
   int in[2], out[2], err[2];
   char pending[CHUNK]; /* input that the command has not taken yet */
   size_t first = 0, last = 0;
   int eof = 0;
   pid_t child = start(command, in, out, err);
-  if (child < 0) return;
+  if (child < 0) return NULL;
   int pidfd = syscall(SYS_pidfd_open, child, 0);
   fcntl(in[1], F_SETFL, O_NONBLOCK);
   fcntl(out[0], F_SETFL, O_NONBLOCK);
@@ -137,13 +173,15 @@ static void run(const char *command) {
                           {pidfd, POLLIN, 0},
                           {first < last ? in[1] : -1, POLLOUT, 0}};
     poll(p, 5, -1);
-    if (p[0].revents & HANGUP) gone = 1;
+    if (p[0].revents & HANGUP) gone = hung_up(p[0].revents);
     else if (p[0].revents & POLLIN) {
       char type;
       uint32_t size;
-      if (read_all(&type, 1) || read_all(&size, 4) || size > sizeof pending || read_all(pending, size)) gone = 1;
+      if (read_all(&type, 1, 1) || read_all(&size, 4, 1)) gone = 1;
+      else if (type == 'X') gone = 1, next = command_of(size);
+      else if (size > sizeof pending || read_all(pending, size, 1)) gone = 1;
       else if (type == 'E') eof = 1;
-      else if (type == 'K' && size == 1) kill(-child, pending[0]);
+      else if (type == 'K' && size == 1) send_signal(child, pending[0]);
       else if (type == 'I') first = 0, last = size;
     }
     if (p[4].revents) {
@@ -166,34 +204,37 @@ static void run(const char *command) {
   }
   if (gone) {
     struct pollfd end = {pidfd, POLLIN, 0};
-    kill(-child, SIGTERM);
-    if (poll(&end, 1, GRACE) == 0) kill(-child, SIGKILL);
+    send_signal(child, SIGTERM);
+    if (poll(&end, 1, GRACE) == 0) send_signal(child, SIGKILL);
   }
   int fds[] = {in[1], out[0], err[0], pidfd};
   for (int i = 0; i < 4; i++)
     if (fds[i] >= 0) close(fds[i]);
+  return next;
 }
 
 /* Commands of one other end: of a connection until it is closed, of a serial port for ever. */
-static void serve(int connection) {
+static void serve(void) {
   for (;;) {
     char type;
     uint32_t size;
     while (waitpid(-1, NULL, WNOHANG) > 0) continue;
-    if (read_all(&type, 1) || read_all(&size, 4) || size > 1 << 20) {
+    if (read_all(&type, 1, 0) || read_all(&size, 4, 1) || size > 1 << 20) {
       if (connection) return;
       wait_for_host();
       continue;
     }
-    char *command = calloc(1, size + 1);
-    if (command && read_all(command, size) == 0 && type == 'X') {
+    char *command = command_of(size);
+    if (type != 'X') free(command), command = NULL;
+    while (command) {
       char *end = strchrnul(command, '\n');
       size_t length = end - command < 200 ? end - command : 200;
       gone = 0;
       frame('H', command, length);
-      run(command);
+      char *next = run(command);
+      free(command);
+      command = next;
     }
-    free(command);
   }
 }
 
@@ -215,7 +256,8 @@ static int listen_at(const char *address, const char *number) {
     if (fork() == 0) {
       close(fd);
       setsockopt(port, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-      serve(1);
+      connection = 1;
+      serve();
       _exit(0);
     }
     close(port);
@@ -233,5 +275,5 @@ int main(int argc, char **argv) {
   if (port < 0) return failed("agent");
   fcntl(port, F_SETOWN, getpid());
   fcntl(port, F_SETFL, O_NONBLOCK | O_ASYNC);
-  serve(0);
+  serve();
 }
