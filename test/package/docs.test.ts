@@ -26,7 +26,7 @@ function examples(file: string): { heading: string; code: string }[] {
   return found;
 }
 
-const withExamples = ['README.md', 'quick-start', 'live-migration', 'save-restore'].map((name) =>
+const withExamples = ['README.md', 'quick-start', 'live-migration', 'save-restore', 'daemon'].map((name) =>
   name.endsWith('.md') ? name : `docs/guide/${name}.md`,
 );
 
