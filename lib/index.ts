@@ -10,6 +10,14 @@ export { VERSION } from './version.js';
 
 // Whole guests over a connection.
 export { migrate, receive, startMigrate, startReceive } from './migrate/migrate.js';
+export {
+  recover,
+  type RecoverOptions,
+  type RecoveryFinding,
+  type RecoveryOutcome,
+} from './migrate/recover.js';
+export type { MigrationProtocol } from './migrate/open-wire.js';
+export type { Reconnect } from './migrate/ask.js';
 export { MigrationBudget, type BudgetLimits, type BudgetStatus } from './migrate/budget.js';
 export type {
   MigrateJob,
@@ -90,6 +98,7 @@ export type {
   XenVersion,
 } from './host/host.js';
 export type { GuestWidth } from './abi/pv.js';
+export type { MigrationNote, NoteRole, NoteStore } from './toolstack/notes.js';
 export type {
   BackendWiring,
   DeviceModelState,

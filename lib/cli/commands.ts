@@ -52,4 +52,9 @@ export const commands: readonly CommandEntry[] = [
     summary: 'restores a guest from a file',
     load: async () => (await import('./restore.js')).restore,
   },
+  {
+    name: 'recover',
+    summary: 'puts right what killed saves, restores and migrations left behind',
+    load: async () => (await import('./recover.js')).recover,
+  },
 ];

@@ -3,6 +3,7 @@ import { startMigrate } from '../migrate/migrate.js';
 import type { MigrateResult } from '../migrate/types.js';
 import { UsageError } from '../errors.js';
 import { durationOf } from '../quantities.js';
+import { isNoteId } from '../toolstack/notes.js';
 import {
   connectPeer,
   parsePeerAddress,
@@ -37,6 +38,7 @@ Live-migrates a guest to a receiver: xen-migrate receive on another host or in a
 ${simGuestHelp(MEMORY)}
 ${limitHelp}  --no-live             stop the guest first, then send its memory
   --timeout TIME        give up, guest still here, if it has not arrived within this, for instance 10m
+  --id UUID             the migration's id: a destination takes each once, so that a try again makes no second guest
 
   --ssh COMMAND         the ssh to use, with its options (default: $XEN_MIGRATE_SSH, or ssh)
   --remote-command CMD  what ssh runs there (default "xl migrate-receive"; "xen-migrate receive --stdio")
@@ -60,6 +62,7 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
       ...limitOptions,
       'no-live': { type: 'boolean' },
       timeout: { type: 'string' },
+      id: { type: 'string' },
       ...tlsOptions,
       'tls-name': { type: 'string' },
       ssh: { type: 'string' },
@@ -72,6 +75,8 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
   });
   const [operand, addressArgument] = operands(positionals, ['GUEST', 'ADDRESS']);
   const address = parsePeerAddress(addressArgument);
+  if (values.id !== undefined && !isNoteId(values.id))
+    throw new UsageError('--id must be a UUID in lower case');
   requirePrivate(address, values.insecure);
   const where = peerAddressText(address);
   const connect: ConnectOptions = {
@@ -100,6 +105,7 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
     const view = json ? noView : new LiveView(io, pages);
     const job = startMigrate(host, {
       domid,
+      id: values.id,
       peer,
       protocol,
       compression,
@@ -133,7 +139,8 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
 function report(io: CommandIo, name: string, result: MigrateResult): void {
   const paint = paintFor(io.stdout, io.env);
   const { peerDomid, peerState } = result;
-  printLines(io.stdout, transferLines(`${name} is ${peerState} there as domain ${peerDomid}`, result, paint));
+  const as = peerDomid === undefined ? '' : ` as domain ${peerDomid}`;
+  printLines(io.stdout, transferLines(`${name} is ${peerState} there${as}`, result, paint));
 }
 
 export const migrate: Command = {

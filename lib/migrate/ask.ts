@@ -3,8 +3,9 @@ import type { Duplex } from 'node:stream';
 import { debug } from '../debug.js';
 import { PeerError, TimeoutError } from '../errors.js';
 import { now } from '../job.js';
+import { sleep } from '../save/throttle.js';
 import { frameName, FrameType, protocolError, type Frame } from './frames.js';
-import { msText, sleep, withLimit } from './limits.js';
+import { msText, withLimit } from './limits.js';
 import { connected, otherEnd, peerFailure, Wire } from './wire.js';
 
 /** Opens a new connection to the receiver's host. */

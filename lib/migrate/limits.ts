@@ -50,19 +50,6 @@ export function startTimer(ms: number, fire: () => void): NodeJS.Timeout | undef
   return ms > LONGEST_TIMER ? undefined : setTimeout(fire, ms);
 }
 
-/** Waits. Over, too, when the signal is aborted. */
-export function sleep(ms: number, signal: AbortSignal | undefined): Promise<void> {
-  return new Promise((resolve) => {
-    const done = (): void => {
-      clearTimeout(timer);
-      signal?.removeEventListener('abort', done);
-      resolve();
-    };
-    const timer = setTimeout(done, ms);
-    signal?.addEventListener('abort', done, { once: true });
-  });
-}
-
 /**
  * Runs one phase within its time. Rejects with TimeoutError or with the signal's reason as soon as either comes,
  * even if `work` does not look at the signal that it is given.

@@ -7,6 +7,7 @@ import { runRestore } from '../restore/restore.js';
 import { runSave } from '../save/save.js';
 import { SaveSteering } from '../save/steering.js';
 import { isNoteId } from '../toolstack/notes.js';
+import type { Toolstack } from '../toolstack/toolstack.js';
 import { checkBudget, withinBudget } from '../save/throttle.js';
 import { fullTimeouts } from './limits.js';
 import { runReceive } from './receiver.js';
@@ -21,6 +22,7 @@ import type {
 } from './types.js';
 import { whereaboutsOf } from './whereabouts.js';
 import { checkPeer } from './wire.js';
+import { xlSide } from './xl/side.js';
 
 /**
  * Migrates a guest to a receiver of this library at the other end of `peer`.
@@ -85,7 +87,10 @@ export function startReceive(host: Host, options: ReceiveOptions): ReceiveJob {
   const result = settled(
     options.from,
     control.run(() =>
-      withinBudget(options.budget, control, () => runReceive(control, host, options, runRestore)),
+      withinBudget(options.budget, control, () => {
+        const { toolstack, restore } = builderOf(host, options);
+        return runReceive(control, host, { ...options, toolstack }, restore);
+      }),
     ),
     () => ({ host: 'none', state: 'unknown' }),
   );
@@ -97,6 +102,19 @@ export function startReceive(host: Host, options: ReceiveOptions): ReceiveJob {
     update: () => undefined,
     cancel: (reason) => control.cancel(reason),
   };
+}
+
+/** Who builds what is received. Only a host with Xen has an xl. */
+function builderOf(
+  host: Host,
+  options: ReceiveOptions,
+): { toolstack: Toolstack; restore: typeof runRestore } {
+  const { builder = 'auto' } = options;
+  const toolstack = options.toolstack ?? host.toolstack;
+  if (builder === 'own' || (builder === 'auto' && host.kind !== 'xen')) {
+    return { toolstack, restore: runRestore };
+  }
+  return xlSide(toolstack, { builds: builder === 'xl' ? 'all' : 'needed' });
 }
 
 /** `startReceive(host, options).result`. */

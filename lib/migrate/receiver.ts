@@ -28,6 +28,7 @@ import { openReceiverWire } from './open-wire.js';
 import { Session, SyncPoint } from './session.js';
 import type { ReceiveOptions, ReceiveResult } from './types.js';
 import { asOurs } from './whereabouts.js';
+import { recoveryToolstack } from './settle.js';
 import { peerFailure, type MigrationWire } from './wire.js';
 
 const SENDER = 'the sender';
@@ -136,7 +137,8 @@ class Receiver {
 
   /** Not a migration, but the question what became of one. Returns the error that ends this job. */
   async #answer(id: string): Promise<XenMigrationError> {
-    const answer: Answer = await answerQuery(this.#host, this.#toolstack, id);
+    const toolstack = await recoveryToolstack(this.#host, this.#toolstack);
+    const answer: Answer = await answerQuery(this.#host, toolstack, id);
     const host = await this.#toolstack.notes?.incarnation();
     this.#farewell = await this.#wire.trySend({ type: FrameType.STATUS, id, host, ...answer });
     return new XenMigrationError(ONLY_ASKED, `asked for migration ${id}: ${answer.standing}`);
@@ -342,6 +344,7 @@ function restoreOptionsOf(options: ReceiveOptions): RestoreOptions {
     timeouts: _timeouts,
     protocol: _protocol,
     compression: _compression,
+    builder: _builder,
     ...rest
   } = options;
   return { ...rest, format: 'xl', run: false, refuseTrailing: false };

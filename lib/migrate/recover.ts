@@ -7,11 +7,11 @@ import { isSuspended } from '../save/suspend.js';
 import { noteKey, type MigrationNote, type NoteStore } from '../toolstack/notes.js';
 import type { Toolstack } from '../toolstack/toolstack.js';
 import { askAgain } from './ask.js';
-import { sleep } from './limits.js';
+import { sleep } from '../save/throttle.js';
 import { INCOMING, MIGRATED_AWAY } from './naming.js';
 import { Note } from '../toolstack/note.js';
 import { SyncPoint } from './session.js';
-import { lookAt, settleReceiver } from './settle.js';
+import { lookAt, recoveryToolstack, settleReceiver } from './settle.js';
 import { whereaboutsOf } from './whereabouts.js';
 
 /** Options of `recover`. */
@@ -85,7 +85,7 @@ const WATCH_STEP_MS = 250;
  * error otherwise. A host without notes has no findings.
  */
 export async function recover(host: Host, options: RecoverOptions = {}): Promise<RecoveryFinding[]> {
-  const toolstack = options.toolstack ?? host.toolstack;
+  const toolstack = await recoveryToolstack(host, options.toolstack ?? host.toolstack);
   const { notes } = toolstack;
   if (notes === undefined) return [];
   const recovery = new Recovery(host, toolstack, notes, options);

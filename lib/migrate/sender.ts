@@ -208,7 +208,8 @@ class Sender {
       point: SyncPoint.READY,
       paused: offer.paused,
       suspended: this.#info?.shutdown === true,
-      peer: reconnectTo,
+      // xl cannot be asked.
+      peer: this.#wire?.protocol === 'xl' ? undefined : reconnectTo,
       peerHost: this.#peerHost,
     });
   }
@@ -329,7 +330,8 @@ class Sender {
   /** The answer to YOURS did not come: it is asked for over other connections, if there can be any. Throws `error` if in vain. */
   async #resolve(error: unknown): Promise<Extract<Frame, { type: typeof FrameType.STATUS }>> {
     const { reconnect } = this.#options;
-    if (reconnect === undefined) throw error;
+    // xl has no answer to give.
+    if (reconnect === undefined || this.#wire?.protocol === 'xl') throw error;
     const standing = await askAgain(reconnect, this.#session.id, this.#peerHost, this.#timeouts.resolveMs);
     debug('migration %s: asked again: %o', this.#session.id, standing);
     if ('failure' in standing) {

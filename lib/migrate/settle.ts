@@ -8,6 +8,8 @@ import { HypercallError } from '../errors.js';
 import type { DomainInfo, Host } from '../host/host.js';
 import type { MigrationNote } from '../toolstack/notes.js';
 import type { Toolstack } from '../toolstack/toolstack.js';
+import { hasXl } from '../toolstack/xl/run.js';
+import { xlToolstack } from '../toolstack/xl/toolstack.js';
 import { INCOMING } from './naming.js';
 import { Note } from '../toolstack/note.js';
 import { SyncPoint } from './session.js';
@@ -83,6 +85,14 @@ async function domainOf(toolstack: Toolstack, note: MigrationNote): Promise<numb
   if (note.role === 'restore' || note.point < SyncPoint.READY || note.name === undefined) return undefined;
   const name = note.name.endsWith(INCOMING) ? note.name : note.name + INCOMING;
   return toolstack.findByName?.(name);
+}
+
+/**
+ * The toolstack to put guests right with that somebody else has built: by xl where there is one, since they may have
+ * devices.
+ */
+export async function recoveryToolstack(host: Host, own: Toolstack): Promise<Toolstack> {
+  return host.kind === 'xen' && (await hasXl()) ? xlToolstack(own) : own;
 }
 
 /** Undefined if there is no such domain, or it is on its way out. */

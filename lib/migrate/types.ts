@@ -95,6 +95,11 @@ export interface ReceiveOptions extends Omit<
   readonly from: Duplex;
   /** What is spoken: `xl` for a sender that is `xl migrate`. Default: this library's own protocol. */
   readonly protocol?: MigrationProtocol | undefined;
+  /**
+   * Who builds the guest: `own`, this library; `xl`, stock `xl restore` with this package's save helper under it; `auto`
+   * (default), xl for guests that only libxl's tools can build (disks, network interfaces, HVM), on a host that has Xen.
+   */
+  readonly builder?: 'auto' | 'own' | 'xl' | undefined;
   /** Compressions that the stream may come in. Default: all that this Node has. */
   readonly compression?: readonly string[] | undefined;
   /**
