@@ -17,6 +17,7 @@ import {
   type ListenOptions,
   type PeerAddress,
   type PeerListener,
+  type PeerOrigin,
 } from '../transport/peer/index.js';
 import { ExitCode, parseArguments, type Command, type CommandIo } from './command.js';
 import { errorLine, exitCodeOf, Interrupted } from './exit.js';
@@ -99,7 +100,9 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
   const open = await openHost(values, [], 2, io);
   try {
     const service = new Service(own, open, settings, signal);
-    return await service.run(() => listenTo(address, listen, io, (peer) => service.take(peer)));
+    return await service.run(() =>
+      listenTo(address, listen, io, (peer, origin) => service.take(peer, origin)),
+    );
   } finally {
     await open.host.close();
   }
@@ -110,11 +113,11 @@ async function listenTo(
   address: PeerAddress,
   options: ListenOptions,
   io: CommandIo,
-  take: (peer: Duplex) => void,
+  take: (peer: Duplex, origin: PeerOrigin) => void,
 ): Promise<PeerListener> {
   if (address.kind !== 'stdio') return listenForPeers(address, options, take);
   if (options.tls !== undefined) throw new UsageError('--stdio goes without TLS');
-  take(stdioPeer(io.stdin, io.stdout));
+  take(stdioPeer(io.stdin, io.stdout), { from: 'stdio', certificateName: undefined });
   return { addresses: ['stdio'], given: true, close: async () => undefined };
 }
 
@@ -131,7 +134,7 @@ class Service {
   readonly #open: OpenHost;
   readonly #settings: Settings;
   readonly #signal: AbortSignal;
-  readonly #jobs = new Set<Promise<number>>();
+  readonly #jobs = new Set<Promise<void>>();
   readonly #done: Promise<number>;
   #finish: ((code: number) => void) | undefined;
   /** Connections that have not said yet what they bring. */
@@ -140,6 +143,8 @@ class Service {
   #coming = 0;
   /** With `--once`: the one guest is coming. */
   #taken = false;
+  /** The highest exit code of those that came. */
+  #worst: number | undefined;
 
   constructor(io: CommandIo, open: OpenHost, settings: Settings, signal: AbortSignal) {
     this.#io = io;
@@ -165,8 +170,11 @@ class Service {
     };
     try {
       listener = await listen();
-      // What came with the process is all that comes.
-      if (listener.given) return Math.max(...(await Promise.all(this.#jobs)));
+      // What came with the process is all that comes, and is here by now, unless it was not let in.
+      if (listener.given) {
+        await Promise.all(this.#jobs);
+        return this.#worst ?? ExitCode.PEER;
+      }
       this.#signal.addEventListener('abort', onAbort, { once: true });
       if (this.#signal.aborted) onAbort();
       this.#announce(listener.addresses);
@@ -180,14 +188,14 @@ class Service {
   }
 
   /** A connection came. */
-  take(peer: Duplex): void {
+  take(peer: Duplex, origin: PeerOrigin): void {
     if (this.#signal.aborted || this.#silent >= MOST_SILENT) {
       debug('a connection is closed: %d others are silent', this.#silent);
       peer.on('error', () => undefined);
       peer.destroy();
       return;
     }
-    const job = this.#receive(peer).finally(() => this.#jobs.delete(job));
+    const job = this.#receive(peer, origin).finally(() => this.#jobs.delete(job));
     this.#jobs.add(job);
   }
 
@@ -198,7 +206,7 @@ class Service {
     }
   }
 
-  async #receive(peer: Duplex): Promise<number> {
+  async #receive(peer: Duplex, origin: PeerOrigin): Promise<void> {
     const mine = { accepted: false };
     let code: number;
     this.#silent++;
@@ -214,17 +222,17 @@ class Service {
           this.#coming++;
         },
       }).result;
-      code = await this.#report(result);
+      code = await this.#report(result, origin);
     } catch (error) {
       code = exitCodeOf(error, this.#signal);
-      if (!onlyLooked(peer, error)) this.#complain(error, code);
+      if (!onlyLooked(peer, error)) this.#complain(error, code, origin);
     } finally {
       if (mine.accepted) this.#coming--;
       else this.#silent--;
     }
+    this.#worst = Math.max(this.#worst ?? code, code);
     // What never was a migration does not use up the one of `--once`.
     if (this.#settings.once && mine.accepted) this.#finish?.(code);
-    return code;
   }
 
   /** Throws what a sender is told that cannot be taken now. */
@@ -239,13 +247,14 @@ class Service {
     this.#taken = true;
   }
 
-  #complain(error: unknown, exitCode: number): void {
+  #complain(error: unknown, exitCode: number, origin: PeerOrigin): void {
     const text = errorLine(error);
-    if (this.#settings.json) printJson(this.#io.stdout, { event: 'failed', error: text, exitCode }, false);
+    if (this.#settings.json)
+      printJson(this.#io.stdout, { event: 'failed', error: text, exitCode, ...origin }, false);
     this.#io.stderr.write(`xen-migrate receive: ${text}\n`);
   }
 
-  async #report(result: ReceiveResult): Promise<number> {
+  async #report(result: ReceiveResult, origin: PeerOrigin): Promise<number> {
     const { domid, offer, state, bytes, pages, elapsed, sourceReleased, nameTaken } = result;
     const arrived = await arrivedGuest(this.#open, domid, result.guestType);
     const { kind } = arrived;
@@ -256,7 +265,21 @@ class Service {
       const { id } = result;
       printJson(
         this.#io.stdout,
-        { event: 'received', ok, id, name, domid, kind, state, bytes, pages, elapsed, sourceReleased, proof },
+        {
+          event: 'received',
+          ok,
+          id,
+          name,
+          domid,
+          kind,
+          state,
+          bytes,
+          pages,
+          elapsed,
+          sourceReleased,
+          proof,
+          ...origin,
+        },
         false,
       );
     } else {

@@ -268,6 +268,29 @@ describe('sockets of systemd', () => {
     expect(receiver.out()).toMatch(/^received web1/);
   });
 
+  test.each([
+    ['client', 0, 0],
+    ['other-client', 5, 5],
+  ])('an accepted TCP connection, over TLS: %s', async (certificate, sent, received) => {
+    const server = net.createServer({ pauseOnConnect: true });
+    server.listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    const accepted = once(server, 'connection');
+    const { port } = server.address() as net.AddressInfo;
+    const sender = start('migrate', 'web1', `tls://127.0.0.1:${port}`, ...tls(certificate), ...small);
+    const [socket] = (await accepted) as [net.Socket];
+    const receiver = activated([socket], 'connection', '--listen', 'systemd', '--json', ...tls('server'));
+    await once(receiver.child, 'spawn');
+    socket.destroy();
+    server.close();
+    expect(await sender.ended, sender.err() + receiver.err()).toBe(sent);
+    expect(await receiver.ended).toBe(received);
+    if (received === 0) {
+      const event = JSON.parse(receiver.out()) as object;
+      expect(event).toMatchObject({ event: 'received', name: 'web1', certificateName: 'dom0 a' });
+    } else expect(receiver.err()).toMatch(/its certificate is of another CA/);
+  });
+
   test('a TCP socket that others can reach is not listened at in the clear', async () => {
     const server = net.createServer();
     server.listen(0, '0.0.0.0');

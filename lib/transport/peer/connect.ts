@@ -102,19 +102,31 @@ async function connected(
   signal: AbortSignal | undefined,
 ): Promise<net.Socket> {
   const where = peerAddressText(to);
-  const limit = AbortSignal.timeout(Math.min(timeoutMs, 2 ** 31 - 1));
-  const stop = signal === undefined ? limit : AbortSignal.any([signal, limit]);
+  const stop = new AbortController();
+  const onAbort = (): void => stop.abort();
+  const limit = { over: false };
+  const timer = setTimeout(
+    () => {
+      limit.over = true;
+      stop.abort();
+    },
+    Math.min(timeoutMs, 2 ** 31 - 1),
+  );
+  signal?.addEventListener('abort', onAbort, { once: true });
   try {
-    await once(socket, 'connect', { signal: stop });
+    await once(socket, 'connect', { signal: stop.signal });
     return socket;
   } catch (cause) {
     socket.on('error', () => undefined);
     socket.destroy();
     if (signal?.aborted === true) throw cancellation(signal.reason, `connecting to ${where}`);
-    if (limit.aborted) throw new TimeoutError('connect', timeoutMs, `${where} does not answer`, { cause });
+    if (limit.over) throw new TimeoutError('connect', timeoutMs, `${where} does not answer`, { cause });
     throw new PeerError('ERR_XEN_PEER_LOST', `cannot connect to ${where}: ${socketErrorText(cause)}`, {
       cause,
     });
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener('abort', onAbort);
   }
 }
 

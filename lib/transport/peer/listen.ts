@@ -104,10 +104,13 @@ export function stdioPeer(input: Readable, output: Writable): Duplex {
   return new PairDuplex(input, output);
 }
 
+/** Resolves when the connection is in, or was not let in. */
+type Enter = (socket: net.Socket, from: string) => Promise<void>;
+
 /** Where connections of one listener go in: as they are, or through TLS. */
 interface Door {
-  readonly plain: (socket: net.Socket, from: string) => void;
-  readonly secure: ((socket: net.Socket, from: string) => void) | undefined;
+  readonly plain: Enter;
+  readonly secure: Enter | undefined;
   /** Cuts the connections that are on their way in. */
   close(): void;
 }
@@ -117,7 +120,7 @@ async function openDoor(
   options: ListenOptions,
   onPeer: (peer: Duplex, origin: PeerOrigin) => void,
 ): Promise<Door> {
-  const plain: Door['plain'] = (socket, from) => onPeer(socket, { from, certificateName: undefined });
+  const plain: Enter = async (socket, from) => onPeer(socket, { from, certificateName: undefined });
   if (options.tls === undefined) {
     if (at.kind === 'tls') throw new UsageError(`${peerAddressText(at)} needs certificates (tls)`);
     return { plain, secure: undefined, close: () => undefined };
@@ -130,7 +133,7 @@ async function openDoor(
   }
   if (options.tls.allow?.length === 0) throw new UsageError('the list of senders that are allowed is empty');
   const tls = new TlsDoor(await TlsFiles.open(options.tls), options, onPeer);
-  return { plain, secure: (socket, from) => void tls.enter(socket, from), close: () => tls.close() };
+  return { plain, secure: (socket, from) => tls.enter(socket, from), close: () => tls.close() };
 }
 
 /** One socket that listens. */
@@ -155,7 +158,7 @@ function listener(door: Door, bound: readonly Bound[], others: readonly string[]
 function makeServer(door: Door, scheme: PeerAddress['kind'], text: () => string): net.Server {
   const enter = scheme === 'tls' && door.secure !== undefined ? door.secure : door.plain;
   const facts = { allowHalfOpen: true, noDelay: true, keepAlive: true, keepAliveInitialDelay: KEEP_ALIVE };
-  const server = net.createServer(facts, (socket) => enter(socket, fromOf(socket, text())));
+  const server = net.createServer(facts, (socket) => void enter(socket, fromOf(socket, text())));
   // A connection that could not be accepted (no descriptor left) is none of ours.
   server.on('error', (error) => debug('listening at %s: %O', text(), error));
   return server;
@@ -247,10 +250,12 @@ async function inherited(
     for (const { socket } of given) socket.destroy();
     throw error;
   }
-  for (const { socket, text, scheme } of given) {
-    const enter = scheme === 'tls' && door.secure !== undefined ? door.secure : door.plain;
-    enter(socket, fromOf(socket, text));
-  }
+  await Promise.all(
+    given.map(({ socket, text, scheme }) => {
+      const enter = scheme === 'tls' && door.secure !== undefined ? door.secure : door.plain;
+      return enter(socket, fromOf(socket, text));
+    }),
+  );
   return listener(
     door,
     bound,

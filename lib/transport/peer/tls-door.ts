@@ -41,7 +41,7 @@ export class TlsDoor {
     this.#handshakeMs = options.handshakeMs ?? HANDSHAKE_MS;
   }
 
-  /** Begins a handshake. Never rejects. */
+  /** Does a handshake. Resolves when it is over and `onPeer` or `onError` was told. Never rejects. */
   async enter(socket: net.Socket, from: string): Promise<void> {
     // Nobody else listens to its errors before the handshake is over.
     socket.on('error', () => undefined);
@@ -70,18 +70,23 @@ export class TlsDoor {
       requestCert: true,
       handshakeTimeout: this.#handshakeMs,
     });
-    server.on('secureConnection', (secure) => {
-      this.#entering.delete(socket);
-      this.#entered(secure, from);
+    await new Promise<void>((resolve) => {
+      server.on('secureConnection', (secure) => {
+        this.#entering.delete(socket);
+        this.#entered(secure, from);
+        resolve();
+      });
+      server.on('tlsClientError', (error, secure) => {
+        this.#entering.delete(socket);
+        // For a certificate that was not accepted node:tls just closes, and keeps the reason here.
+        const reason: unknown = secure.authorizationError;
+        this.#onError(handshakeError(from, reason ?? error));
+        secure.destroy();
+        resolve();
+      });
+      socket.once('close', () => resolve());
+      server.emit('connection', socket);
     });
-    server.on('tlsClientError', (error, secure) => {
-      this.#entering.delete(socket);
-      // For a certificate that was not accepted node:tls just closes, and keeps the reason here.
-      const reason: unknown = secure.authorizationError;
-      this.#onError(handshakeError(from, reason ?? error));
-      secure.destroy();
-    });
-    server.emit('connection', socket);
   }
 
   /** Cuts the connections whose handshake is under way. */
