@@ -258,8 +258,9 @@ class Receiver {
     // Before anything that takes time: the sender waits.
     const telling = this.#tellRunning(domid, state);
     telling.catch(() => undefined);
-    await this.#note?.tryAdvance({ point: SyncPoint.RUNNING });
+    // In this order: whoever finds a note of an earlier point gives the guest its name, too.
     await this.#giveName(domid);
+    await this.#note?.tryAdvance({ point: SyncPoint.RUNNING });
     try {
       const what = `${SENDER} did not say that its copy is gone`;
       const frame = await withLimit('release', this.#timeouts.releaseMs, what, undefined, async (s) => {

@@ -118,17 +118,17 @@ class Recovery {
     const what = describe(note);
     try {
       if (await this.#notes.isAlive(note.owner)) {
-        return this.#finding(
+        return await this.#finding(
           note,
           'busy',
           `${what} is under way (process ${note.owner.split('.')[0] ?? ''})`,
         );
       }
       if (this.#options.dryRun === true)
-        return this.#finding(note, 'nothing', `${what} was left behind: ${intention(note)}`);
+        return await this.#finding(note, 'nothing', `${what} was left behind: ${intention(note)}`);
       const mine = await this.#notes.claim(note);
       if (mine === undefined)
-        return this.#finding(note, 'busy', `${what} is being put right by another process`);
+        return await this.#finding(note, 'busy', `${what} is being put right by another process`);
       debug('recover: %o', mine);
       return note.role === 'sender' || note.role === 'save'
         ? await this.#source(mine, what)

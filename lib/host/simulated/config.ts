@@ -1,5 +1,6 @@
 /** libxl_domain_config as JSON: what a simulated toolstack reads of one, and the one it writes for its own guests. */
 import { UsageError } from '../../errors.js';
+import { parseJson, printJson } from '../../toolstack/xen/json.js';
 import type { DomainType } from './domain-state.js';
 import { Xoshiro } from './prng.js';
 
@@ -105,4 +106,12 @@ export function makeConfig(options: {
     on_soft_reset: 'soft_reset',
   };
   return `${JSON.stringify(config, undefined, 4)}\n`;
+}
+
+/** The configuration of a domain that may have been renamed since, as libxl gives it: with its present name. */
+export function configWithName(config: string, name: string): string {
+  const whole = parseJson(config, 'domain configuration');
+  const create = objectOf(whole['c_info']);
+  if (create === undefined || (create['name'] ?? '') === name || create['name'] === undefined) return config;
+  return printJson({ ...whole, c_info: { ...create, name } });
 }

@@ -9,7 +9,7 @@ import type {
   SuspendOptions,
   Toolstack,
 } from '../../toolstack/toolstack.js';
-import { makeConfig, parseConfig } from './config.js';
+import { configWithName, makeConfig, parseConfig } from './config.js';
 import type { DomainState, DomainType } from './domain-state.js';
 import type { Faults, SimulatedCall } from './faults.js';
 import type { GuestKind, SimulatedGuest } from './guest.js';
@@ -218,7 +218,8 @@ export class SimulatedToolstack implements Toolstack {
   }
 
   async domainConfig(domid: number): Promise<string> {
-    return (await this.#enter('toolstack.domainConfig', domid)).config;
+    const { config, name } = await this.#enter('toolstack.domainConfig', domid);
+    return configWithName(config, name);
   }
 
   async createDomain(

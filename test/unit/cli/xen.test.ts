@@ -231,7 +231,7 @@ describe('source and destination are one host', () => {
       [2, 'web1'],
     ]);
     // What the toolstack was told: two domains never had one name.
-    const config = JSON.parse(await xen.sim.toolstack.domainConfig(2)) as { c_info: { name: string } };
+    const config = JSON.parse(xen.sim.inspect(2).config) as { c_info: { name: string } };
     expect(config.c_info.name).toBe('web1--incoming');
   });
 
