@@ -5,8 +5,11 @@
 import { Duplex } from 'node:stream';
 import { HypercallError, StreamFormatError } from '../../../lib/errors.js';
 import { ShutdownReason, type Domain, type DomainInfo, type Host } from '../../../lib/host/host.js';
+import { Faults } from '../../../lib/host/simulated/faults.js';
+import { NoteShelf, SimulatedNotes } from '../../../lib/host/simulated/notes.js';
 import type { JobControl } from '../../../lib/job.js';
 import { now } from '../../../lib/job.js';
+import { nameIn } from '../../../lib/migrate/naming.js';
 import type { RestoreOptions, RestoreResult } from '../../../lib/restore/types.js';
 import type { SaveOptions, SaveResult } from '../../../lib/save/types.js';
 import type { Toolstack } from '../../../lib/toolstack/toolstack.js';
@@ -163,10 +166,11 @@ export class FakeHost implements Host {
   readonly #world: World;
   #next = 1;
 
-  constructor(world: World) {
+  /** @param noted Keeps notes, and gives guests names on their way */
+  constructor(world: World, noted = false) {
     this.#world = world;
     world.hosts.push(this);
-    this.toolstack = new FakeToolstack(this);
+    this.toolstack = noted ? new NotedToolstack(this, world.hosts.length) : new FakeToolstack(this);
   }
 
   add(domain: Omit<FakeDomain, 'domid'>): FakeDomain {
@@ -204,6 +208,7 @@ export class FakeHost implements Host {
     return {
       domid,
       info: async () => infoOf(this.get(domid)),
+      disableLogDirty: async () => undefined,
       close: async () => undefined,
     } as unknown as Domain;
   }
@@ -300,6 +305,42 @@ class FakeToolstack implements Toolstack {
   }
 }
 
+/** A toolstack with all that is optional. */
+class NotedToolstack extends FakeToolstack {
+  readonly notes: SimulatedNotes;
+  readonly #names = new Map<number, string>();
+
+  constructor(host: FakeHost, number: number) {
+    super(host);
+    this.notes = new SimulatedNotes(new NoteShelf(`boot of host ${number}`, new Faults(false)), 'daemon');
+  }
+
+  async rename(domid: number, name: string): Promise<void> {
+    if ((await this.findByName(name)) !== undefined) throw new Error(`${name} is taken`);
+    this.#names.set(domid, name);
+  }
+
+  async nameOf(domid: number): Promise<string | undefined> {
+    return this.#names.get(domid);
+  }
+
+  async findByName(name: string): Promise<number | undefined> {
+    return [...this.#names].find(([, other]) => other === name)?.[0];
+  }
+
+  override async createDomain(config: string): Promise<number> {
+    const domid = await super.createDomain(config);
+    const name = nameIn(config);
+    if (name !== undefined) this.#names.set(domid, name);
+    return domid;
+  }
+
+  override async destroy(domid: number): Promise<void> {
+    await super.destroy(domid);
+    this.#names.delete(domid);
+  }
+}
+
 const STREAM_MAGIC = 0x53545245;
 
 /** Bytes that `fakeSave` writes for a memory of this size. */
@@ -367,7 +408,7 @@ export async function fakeRestore(
   control: JobControl,
   host: Host,
   source: ByteSource,
-  _options: RestoreOptions,
+  options: RestoreOptions,
 ): Promise<RestoreResult> {
   const read = async (n: number): Promise<Buffer> => {
     const bytes = Buffer.alloc(n);
@@ -389,7 +430,7 @@ export async function fakeRestore(
   if (header.readUInt32LE(0) !== STREAM_MAGIC) throw broken('wrong magic');
   const length = header.readUInt32LE(4);
   if (length > 1_000_000) throw broken('too much memory');
-  const domid = await host.toolstack.createDomain('{}');
+  const domid = await (options.toolstack ?? host.toolstack).createDomain('{"c_info":{"name":"guest"}}');
   control.domid = domid;
   control.enter('memory');
   const memory = await read(length);

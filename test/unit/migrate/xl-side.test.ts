@@ -130,12 +130,9 @@ describe('a guest with a disk', () => {
       config: DISK,
     });
     expect(job.status).toMatchObject({ domid: 1, phase: 'complete', transferred: stream.length, pages: 120 });
-    expect(fake.log).toEqual([
-      'domid test',
-      expect.stringMatching(/^restore -p \/proc\/self\/fd\/0$/),
-      ...fake.log.slice(2),
-    ]);
-    expect(fake.log.slice(2).every((line) => line === 'domid test')).toBe(true);
+    expect(fake.log[0]).toBe('domid test');
+    // xl's first line comes when it comes; until the domain is there it is looked for.
+    expect([...new Set(fake.log)].sort()).toEqual(['domid test', 'restore -p /proc/self/fd/0']);
     expect(fake.read('helper')).toBe(FAKE_XL);
     expect(fake.domains()).toEqual({ 1: 'test' });
     const got = fake.bytes('stream');
