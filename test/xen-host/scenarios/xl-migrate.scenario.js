@@ -155,7 +155,7 @@ async function bothWays(t, guest) {
 }
 
 /** All that moves is guest memory, and the machine is slow. */
-const small = { memory: 64, fill: 16 };
+const small = { fill: 16 };
 
 /** @type {import('../lib/main.js').Scenario[]} */
 export const scenarios = [
