@@ -45,7 +45,8 @@ export class Mortal {
         if (key === 'toolstack') return own;
         if (key === 'openDomain') return (domid: number) => this.#openDomain(domid);
         const member: unknown = Reflect.get(target, key);
-        return typeof member === 'function' ? this.#call(`host.${String(key)}`, member.bind(target)) : member;
+        if (typeof member !== 'function') return member;
+        return this.#call(`host.${String(key)}`, member.bind(target) as (...args: never[]) => unknown);
       },
     });
   }

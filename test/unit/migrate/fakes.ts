@@ -59,7 +59,15 @@ class End extends Duplex {
     const to = from + chunk.length;
     if (late !== undefined && late.at >= from && late.at < to && !this.#waited) {
       this.#waited = true;
-      this.#late = setTimeout(() => this._write(chunk, _encoding, done), late.ms);
+      this.#late = setTimeout(() => {
+        this.#late = undefined;
+        if (!this.destroyed) this._write(chunk, _encoding, done);
+        else if (!this.other.destroyed) {
+          // What was on its way arrives, whether or not somebody is left who sent it.
+          this.other.push(chunk);
+          this.other.push(null);
+        }
+      }, late.ms);
       return;
     }
     this.sent = to;
@@ -83,17 +91,23 @@ class End extends Duplex {
     else this.#writable = done;
   }
 
+  /** What is still on its way is lost. */
+  forgetLate(): void {
+    clearTimeout(this.#late);
+    this.#late = undefined;
+  }
+
   override _final(done: () => void): void {
     if (!this.other.destroyed && this.#fault.silentAt === undefined) this.other.push(null);
     done();
   }
 
   override _destroy(error: Error | null, done: (error: Error | null) => void): void {
-    clearTimeout(this.#late);
     const go = this.#writable;
     this.#writable = undefined;
     go?.();
     process.nextTick(() => {
+      if (this.#late !== undefined) return;
       if (!this.other.destroyed && !this.other.readableEnded && this.#fault.silentAt === undefined) {
         this.other.push(null);
       }

@@ -85,6 +85,7 @@ async function endInTime(scene: Scene, ms = 600_000): Promise<Ending> {
   ending.catch(() => undefined);
   for (let passed = 0; !settled.both && passed < ms; passed += 500) await vi.advanceTimersByTimeAsync(500);
   expect(settled.both, 'both ends settle in time').toBe(true);
+  for (const end of scene.ends) end.forgetLate();
   expect(vi.getTimerCount(), 'timers left').toBe(0);
   return ending;
 }

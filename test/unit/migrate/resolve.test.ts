@@ -27,6 +27,7 @@ afterEach(() => void vi.useRealTimers());
 interface Play {
   readonly faults?: Partial<Record<Direction, Fault>>;
   readonly send?: Partial<MigrateOptions>;
+  readonly receive?: Partial<ReceiveOptions>;
   /** Attempts to connect again that fail. */
   readonly deaf?: number;
   /** Dies when this byte is sent. */
@@ -62,7 +63,7 @@ class Scene {
     this.#deaf = 0;
   }
 
-  async play({ faults = {}, send, deaf = 0, death }: Play = {}): Promise<[Outcome, Outcome]> {
+  async play({ faults = {}, send, receive, deaf = 0, death }: Play = {}): Promise<[Outcome, Outcome]> {
     this.#deaf = deaf;
     const sender = new Mortal(this.source, 'sender');
     const receiver = new Mortal(this.destination, 'receiver');
@@ -79,7 +80,7 @@ class Scene {
       reconnect: async () => sender.holds(await this.connect()),
       ...send,
     };
-    const receiveOptions: ReceiveOptions = { from: receiver.holds(ends[1]) };
+    const receiveOptions: ReceiveOptions = { from: receiver.holds(ends[1]), ...receive };
     const sending = new JobControl('migrate', this.guest.domid, sendOptions);
     const receiving = new JobControl('receive', undefined, receiveOptions);
     const over = settled([
@@ -136,25 +137,25 @@ async function settled(ends: [Mortal, Promise<unknown>][]): Promise<[Outcome, Ou
 
 /** Waits in virtual time: an hour at most. */
 async function patiently<T>(promise: Promise<T>): Promise<T> {
-  let over = false;
-  const done = promise.finally(() => (over = true));
+  const state = { over: false };
+  const done = promise.finally(() => (state.over = true));
   done.catch(() => undefined);
-  for (let i = 0; !over; i++) {
+  for (let i = 0; !state.over; i++) {
     if (i > 40_000) expect.unreachable('it hangs');
     // What is under way in this turn first, then time.
     await new Promise((resolve) => setImmediate(resolve));
-    if (i % 8 === 7 && !over) await vi.advanceTimersByTimeAsync(200);
+    if (i % 8 === 7) await vi.advanceTimersByTimeAsync(200);
   }
   return done;
 }
 
-let length: Record<Direction, number>;
+const length: Record<Direction, number> = { toReceiver: 0, toSender: 0 };
 
 beforeEach(async () => {
-  if (length !== undefined) return;
+  if (length.toSender > 0) return;
   const scene = new Scene();
   await scene.play();
-  length = scene.sent;
+  Object.assign(length, scene.sent);
   expect(await scene.judge('clean run')).toBe('destination');
 });
 
@@ -183,6 +184,20 @@ describe.each(directions)('%s', (direction) => {
       places.set(there, (places.get(there) ?? 0) + 1);
     }
     expect([...places.keys()].sort()).toEqual(['destination', 'source']);
+  });
+
+  test('late, with a receiver that is more patient: it is waited for', async () => {
+    for (let at = 0; at < length[direction]; at++) {
+      const what = `${direction} late at ${at}`;
+      const scene = new Scene();
+      const [sent] = await scene.play({
+        faults: { [direction]: { late: { at, ms: 20_000 } } },
+        send: { timeouts: { helloMs: 60_000, switchoverMs: 5000 } },
+        receive: { timeouts: { helloMs: 60_000, switchoverMs: 600_000 } },
+      });
+      await scene.recover();
+      expect(place(sent), what).toBe(await scene.judge(what));
+    }
   });
 
   test.each(['sender', 'receiver'] as const)('the %s killed at every byte', async (of) => {
