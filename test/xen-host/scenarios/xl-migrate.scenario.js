@@ -18,7 +18,7 @@ import { Duplex } from 'node:stream';
 const receiver = (/** @type {string} */ report, cancelAt = Infinity) => `
 import fs from 'node:fs';
 import { Duplex } from 'node:stream';
-import { openXenHost } from '/project/dist/index.js';
+import { openXenHost } from '/project/dist/host/xen/host.js';
 import { JobControl } from '/project/dist/job.js';
 import { runReceive } from '/project/dist/migrate/receiver.js';
 import { xlSide } from '/project/dist/migrate/xl/side.js';
