@@ -80,7 +80,7 @@ describe('limits that change while a migration runs', () => {
   test('bandwidth: a byte a second lets one batch go, and lifting it lets all go', async () => {
     const moving = await begin({ maxBytesPerSecond: 1 }, 'idle');
     const { sending } = moving;
-    await expect.poll(() => sending.status.transferred).toBeGreaterThan(4 * MIB);
+    await expect.poll(() => sending.status.transferred, { timeout: 50_000 }).toBeGreaterThan(4 * MIB);
     // At this rate the next byte is due in weeks.
     const { transferred, phase } = sending.status;
     expect(phase).toBe('pre-copy');
@@ -101,7 +101,7 @@ describe('limits that change while a migration runs', () => {
       sending.update({ maxBytesPerSecond: 1 });
       before = sending.status.transferred;
     });
-    await expect.poll(() => before).toBeGreaterThan(16 * MIB);
+    await expect.poll(() => before, { timeout: 50_000 }).toBeGreaterThan(16 * MIB);
     for (let i = 0; i < 1000; i++) await new Promise((resolve) => setImmediate(resolve));
     // A pass is on its way in which most of 16 MiB is dirty, and it stays on its way.
     expect(sending.status.phase).toBe('pre-copy');
