@@ -19,21 +19,19 @@ const receiver = (/** @type {string} */ report, cancelAt = Infinity) => `
 import fs from 'node:fs';
 import { Duplex } from 'node:stream';
 import { openXenHost } from '/project/dist/host/xen/host.js';
-import { JobControl } from '/project/dist/job.js';
-import { runReceive } from '/project/dist/migrate/receiver.js';
-import { xlSide } from '/project/dist/migrate/xl/side.js';
+import { startReceive } from '/project/dist/migrate/migrate.js';
 const host = openXenHost();
-const { toolstack, restore } = xlSide(host.toolstack, { builds: '${cancelAt < Infinity ? 'all' : 'needed'}' });
-const from = Duplex.from({ readable: process.stdin, writable: process.stdout });
-const options = { from, protocol: 'xl', toolstack };
-const control = new JobControl('receive', undefined, {
+const job = startReceive(host, {
+  from: Duplex.from({ readable: process.stdin, writable: process.stdout }),
+  protocol: 'xl',
+  builder: '${cancelAt < Infinity ? 'xl' : 'auto'}',
   onProgress: ({ transferred }) => {
-    if (transferred > ${cancelAt}) control.cancel('enough');
+    if (transferred > ${cancelAt}) job.cancel('enough');
   },
 });
 let told = {};
 try {
-  const result = await control.run(() => runReceive(control, host, options, restore));
+  const result = await job.result;
   const { domid, state, sourceReleased, storeGfn } = result;
   told = { domid, state, sourceReleased, storeGfn };
 } catch (error) {
