@@ -137,7 +137,7 @@ class Receiver {
 
   /** Not a migration, but the question what became of one. Returns the error that ends this job. */
   async #answer(id: string): Promise<XenMigrationError> {
-    const toolstack = await recoveryToolstack(this.#host, this.#toolstack);
+    const toolstack = recoveryToolstack(this.#toolstack);
     const answer: Answer = await answerQuery(this.#host, toolstack, id);
     const host = await this.#toolstack.notes?.incarnation();
     this.#farewell = await this.#wire.trySend({ type: FrameType.STATUS, id, host, ...answer });

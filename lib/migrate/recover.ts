@@ -85,7 +85,7 @@ const WATCH_STEP_MS = 250;
  * error otherwise. A host without notes has no findings.
  */
 export async function recover(host: Host, options: RecoverOptions = {}): Promise<RecoveryFinding[]> {
-  const toolstack = await recoveryToolstack(host, options.toolstack ?? host.toolstack);
+  const toolstack = recoveryToolstack(options.toolstack ?? host.toolstack);
   const { notes } = toolstack;
   if (notes === undefined) return [];
   const recovery = new Recovery(host, toolstack, notes, options);

@@ -8,9 +8,9 @@ import { HypercallError } from '../errors.js';
 import type { DomainInfo, Host } from '../host/host.js';
 import type { MigrationNote } from '../toolstack/notes.js';
 import type { Toolstack } from '../toolstack/toolstack.js';
-import { hasXl } from '../toolstack/xl/run.js';
-import { xlToolstack } from '../toolstack/xl/toolstack.js';
-import { INCOMING } from './naming.js';
+import { needsXl } from '../toolstack/xl/needs.js';
+import { hasXl, xl } from '../toolstack/xl/run.js';
+import { INCOMING, overridden } from './naming.js';
 import { Note } from '../toolstack/note.js';
 import { SyncPoint } from './session.js';
 import { readInfo } from './whereabouts.js';
@@ -88,11 +88,17 @@ async function domainOf(toolstack: Toolstack, note: MigrationNote): Promise<numb
 }
 
 /**
- * The toolstack to put guests right with that somebody else has built: by xl where there is one, since they may have
- * devices.
+ * The toolstack to put guests right with that another process has built: one that libxl's tools built is let go by xl, which
+ * lets its device model go on, too.
  */
-export async function recoveryToolstack(host: Host, own: Toolstack): Promise<Toolstack> {
-  return host.kind === 'xen' && (await hasXl()) ? xlToolstack(own) : own;
+export function recoveryToolstack(own: Toolstack): Toolstack {
+  return overridden(own, {
+    unpause: async (domid) => {
+      const config = await own.domainConfig(domid).catch(() => '{}');
+      if (needsXl(config) && (await hasXl())) await xl(['unpause', String(domid)]);
+      else await own.unpause(domid);
+    },
+  });
 }
 
 /** Undefined if there is no such domain, or it is on its way out. */
