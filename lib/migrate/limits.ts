@@ -42,7 +42,7 @@ export function fullTimeouts(role: 'sender' | 'receiver', given: MigrationTimeou
 
 /** `1.5 s`, `20 ms`. */
 export function msText(ms: number): string {
-  return ms >= 1000 ? `${Math.round(ms / 100) / 10} s` : `${ms} ms`;
+  return ms >= 1000 ? `${Math.round(ms / 100) / 10} s` : `${Math.ceil(ms)} ms`;
 }
 
 /** Starts a timer that a limit of Infinity never fires. */
