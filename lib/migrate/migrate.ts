@@ -6,10 +6,12 @@ import { JobControl } from '../job.js';
 import { runRestore } from '../restore/restore.js';
 import { runSave } from '../save/save.js';
 import { SaveSteering } from '../save/steering.js';
+import { transportFailure } from '../transport/failure.js';
 import { isNoteId } from '../toolstack/notes.js';
 import type { Toolstack } from '../toolstack/toolstack.js';
 import { checkBudget, withinBudget } from '../save/throttle.js';
-import { fullTimeouts } from './limits.js';
+import type { Reconnect } from './ask.js';
+import { fullTimeouts, withLimit } from './limits.js';
 import { runReceive } from './receiver.js';
 import { runMigrate } from './sender.js';
 import type {
@@ -35,7 +37,8 @@ import { xlSide } from './xl/side.js';
  *   CancelledError, HypercallError, GuestError, TransportError
  */
 export function startMigrate(host: Host, options: MigrateOptions): MigrateJob {
-  checkPeer(options.peer, 'peer');
+  const { peer } = options;
+  if (typeof peer !== 'function') checkPeer(peer, 'peer');
   if (!Number.isInteger(options.domid) || options.domid < 0)
     throw new UsageError(`no domid: ${options.domid}`);
   if (options.id !== undefined && !isNoteId(options.id)) {
@@ -46,11 +49,16 @@ export function startMigrate(host: Host, options: MigrateOptions): MigrateJob {
   const steering = new SaveSteering(options);
   const control = new JobControl('migrate', options.domid, options);
   const result = settled(
-    options.peer,
+    typeof peer === 'function' ? undefined : peer,
     control.run(() =>
-      withinBudget(options.budget, control, (throttle) => {
+      withinBudget(options.budget, control, async (throttle) => {
         steering.throttle = throttle;
-        return runMigrate(control, host, options, steering, runSave);
+        if (typeof peer !== 'function') {
+          return runMigrate(control, host, { ...options, peer }, steering, runSave);
+        }
+        const { reconnect = peer } = options;
+        const connection = await connectFirst(control, peer, options);
+        return runMigrate(control, host, { ...options, peer: connection, reconnect }, steering, runSave);
       }),
     ),
     () => whereaboutsOf(host, options.domid),
@@ -64,6 +72,33 @@ export function startMigrate(host: Host, options: MigrateOptions): MigrateJob {
     switchover: () => steering.switchover(),
     cancel: (reason) => control.cancel(reason),
   };
+}
+
+/** The connection of a caller who gave a way to one. It is the job's from then on, also if it comes too late. */
+async function connectFirst(
+  control: JobControl,
+  connect: Reconnect,
+  { timeouts }: MigrateOptions,
+): Promise<Duplex> {
+  const { connectMs } = fullTimeouts('sender', timeouts);
+  let connecting: Promise<Duplex> | undefined;
+  try {
+    const what = 'the receiver could not be connected';
+    const peer = await withLimit('connect', connectMs, what, control.signal, (signal) => {
+      connecting = connect(signal);
+      return connecting;
+    });
+    checkPeer(peer, 'what peer() resolves to');
+    return peer;
+  } catch (error) {
+    connecting
+      ?.then((late) => {
+        checkPeer(late, 'what peer() resolves to');
+        late.on('error', () => undefined).destroy();
+      })
+      .catch(() => undefined);
+    throw XenMigrationError.is(error) ? error : transportFailure(error, 'connecting to the receiver');
+  }
 }
 
 /** `startMigrate(host, options).result`. */
@@ -124,18 +159,18 @@ export async function receive(host: Host, options: ReceiveOptions): Promise<Rece
 
 /** Sees to what holds for every end of a job, also of one that was cancelled before it began. */
 async function settled<T>(
-  peer: Duplex,
+  peer: Duplex | undefined,
   running: Promise<T>,
   place: () => GuestWhereabouts | Promise<GuestWhereabouts>,
 ): Promise<T> {
   // While the job waits for a slot nobody else listens, and an error that nobody hears ends the process.
-  peer.on('error', () => undefined);
+  peer?.on('error', () => undefined);
   try {
     return await running;
   } catch (error) {
     if (XenMigrationError.is(error)) error.guest ??= await place();
     throw error;
   } finally {
-    peer.destroy();
+    peer?.destroy();
   }
 }

@@ -3,6 +3,7 @@
  * the synchronisation points.
  */
 import { randomUUID } from 'node:crypto';
+import type { Duplex } from 'node:stream';
 import { PAGE_SIZE } from '../abi/pages.js';
 import { debug } from '../debug.js';
 import {
@@ -38,11 +39,14 @@ const RECEIVER = 'the receiver';
 /** ms to wait for the receiver's own account of a failure that showed here as a broken connection. */
 const ACCOUNT = 1000;
 
+/** The options of a migration whose connection is there. */
+export type SenderOptions = Omit<MigrateOptions, 'peer'> & { readonly peer: Duplex };
+
 /** Sends a guest. The control's job must be of operation `migrate`; `save` is `runSave`, or in tests what stands for it. */
 export async function runMigrate(
   control: JobControl,
   host: Host,
-  options: MigrateOptions,
+  options: SenderOptions,
   steering: SaveSteering,
   save: typeof runSave,
 ): Promise<MigrateResult> {
@@ -58,7 +62,7 @@ interface Running {
 class Sender {
   readonly #control: JobControl;
   readonly #host: Host;
-  readonly #options: MigrateOptions;
+  readonly #options: SenderOptions;
   readonly #steering: SaveSteering;
   readonly #save: typeof runSave;
   readonly #toolstack: Toolstack;
@@ -87,7 +91,7 @@ class Sender {
   constructor(
     control: JobControl,
     host: Host,
-    options: MigrateOptions,
+    options: SenderOptions,
     steering: SaveSteering,
     save: typeof runSave,
   ) {
@@ -461,7 +465,7 @@ class Sender {
 }
 
 /** What is the save's of a migration's options. */
-function saveOptionsOf(options: MigrateOptions): SaveOptions {
+function saveOptionsOf(options: SenderOptions): SaveOptions {
   const {
     peer: _peer,
     id: _id,

@@ -48,8 +48,11 @@ export interface MigrateOptions extends Omit<SaveOptions, 'format' | 'afterwards
   /**
    * The connection to a receiver, of this library or `xl migrate-receive`: a net.Socket, tls.TLSSocket, what `connectPeer`
    * gives, or any Duplex of bytes, connected or connecting. Owned from now on: destroyed when the job is over.
+   *
+   * Or a function that opens one, called when the job begins, after it had to wait for its `budget`; it also serves as
+   * `reconnect`.
    */
-  readonly peer: Duplex;
+  readonly peer: Duplex | Reconnect;
   /** What the receiver speaks. Default `auto`: what it greets with. */
   readonly protocol?: MigrationProtocol | 'auto' | undefined;
   /** The migration's id, a UUID in lower case. Default: a new one. The destination takes each id once. */
@@ -61,7 +64,7 @@ export interface MigrateOptions extends Omit<SaveOptions, 'format' | 'afterwards
   readonly compression?: readonly string[] | undefined;
   /**
    * Opens another connection to the same destination, to ask what became of the guest if the connection is lost after
-   * YOURS. Without it such a migration ends with `ERR_XEN_HANDOVER_UNKNOWN` at once.
+   * YOURS. Without it, and with a `peer` that is no function, such a migration ends with `ERR_XEN_HANDOVER_UNKNOWN` at once.
    */
   readonly reconnect?: Reconnect | undefined;
   /** Where `reconnect` goes, as `recover` is to be told it if this process dies: an address of `connectPeer`. */

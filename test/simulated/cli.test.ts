@@ -311,7 +311,11 @@ describe('migrate and receive', () => {
   });
 
   test.each<[string, string, string]>([
-    ['xl, and goes', 'xl migration receiver ready, send binary domain data.\n', 'the receiver closed the connection'],
+    [
+      'xl, and goes',
+      'xl migration receiver ready, send binary domain data.\n',
+      'the receiver closed the connection',
+    ],
     ['SSH', 'SSH-2.0-OpenSSH_9.2\r\n', 'the receiver speaks SSH'],
     ['HTTP', 'HTTP/1.1 400 Bad Request\r\n\r\n', 'the receiver speaks HTTP'],
   ])('a receiver that speaks %s', async (_name, greeting, text) => {

@@ -53,7 +53,11 @@ class Ground {
       timeouts: { releaseMs: 20 },
     });
     // Without `reconnect`: asking again is recover's here.
-    const sent = startMigrate(sender.host, { domid: this.#domid, peer: sender.holds(peer), maxIterations: 2 });
+    const sent = startMigrate(sender.host, {
+      domid: this.#domid,
+      peer: sender.holds(peer),
+      maxIterations: 2,
+    });
     const over = (job: { result: Promise<unknown> }, process: Mortal): Promise<unknown> =>
       Promise.race([job.result.catch((error: unknown) => error), process.died]);
     await Promise.all([over(sent, sender), over(received, receiver)]);

@@ -4,6 +4,7 @@ import { Duplex, PassThrough } from 'node:stream';
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { CancelledError, PeerError, UsageError, XenMigrationError } from '../../../lib/errors.js';
 import { encodeFrame, encodePreamble, FrameType } from '../../../lib/migrate/frames.js';
+import { MigrationBudget } from '../../../lib/migrate/budget.js';
 import { migrate, receive, startMigrate, startReceive } from '../../../lib/migrate/migrate.js';
 import type { MigrateOptions, ReceiveOptions } from '../../../lib/migrate/types.js';
 import { SOFTWARE } from '../../../lib/version.js';
@@ -205,5 +206,55 @@ describe('hostile peers', () => {
     expect((await result)[0]).toMatchObject({
       reason: { name: 'TimeoutError', phase: 'connect', guest: { host: 'source', state: 'running' } },
     });
+  });
+});
+
+describe('a peer that is a function', () => {
+  test('is called when the job has its slot, and asked again after a lost answer', async () => {
+    const { host, domid } = hostWithGuest();
+    const there = new FakeHost(new World());
+    const budget = new MigrationBudget({ slots: 0 });
+    let calls = 0;
+    const received: Promise<unknown>[] = [];
+    const peer = async (): Promise<Duplex> => {
+      calls++;
+      const [mine, from] = duplexPair();
+      received.push(receive(there, { from }));
+      return mine;
+    };
+    const job = startMigrate(host, { domid, peer, budget });
+    await new Promise((resolve) => setImmediate(resolve));
+    expect([calls, job.status.phase]).toEqual([0, 'queued']);
+    budget.update({ slots: 1 });
+    // The fake host's memory is none that a real save could read.
+    await expect(job.result).rejects.toMatchObject({ guest: { host: 'source' } });
+    await Promise.allSettled(received);
+    expect(calls).toBe(1);
+  });
+
+  test.each<[string, () => Promise<Duplex>, object]>([
+    ['fails', () => Promise.reject(new Error('no route')), { code: 'ERR_XEN_TRANSPORT' }],
+    [
+      'gives something else',
+      () => Promise.resolve(undefined as unknown as Duplex),
+      { code: 'ERR_XEN_INVALID_ARGUMENT' },
+    ],
+    ['takes too long', () => new Promise(() => undefined), { code: 'ERR_XEN_TIMEOUT', phase: 'connect' }],
+  ])('%s: the guest is where it was', async (_what, peer, error) => {
+    const { host, domid } = hostWithGuest();
+    const sent = migrate(host, { domid, peer, timeouts: { connectMs: 20 } });
+    await expect(sent).rejects.toMatchObject({ ...error, guest: { host: 'source', state: 'running' } });
+  });
+
+  test('cancelled while it connects: what comes late is closed', async () => {
+    const { host, domid } = hostWithGuest();
+    const [late] = duplexPair();
+    let give: ((peer: Duplex) => void) | undefined;
+    const job = startMigrate(host, { domid, peer: () => new Promise((resolve) => (give = resolve)) });
+    await new Promise((resolve) => setImmediate(resolve));
+    job.cancel('enough');
+    await expect(job.result).rejects.toMatchObject({ code: 'ERR_XEN_CANCELLED' });
+    give?.(late);
+    await expect.poll(() => late.destroyed).toBe(true);
   });
 });

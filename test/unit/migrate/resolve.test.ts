@@ -9,8 +9,8 @@ import { JobControl } from '../../../lib/job.js';
 import { startReceive } from '../../../lib/migrate/migrate.js';
 import { runReceive } from '../../../lib/migrate/receiver.js';
 import { recover } from '../../../lib/migrate/recover.js';
-import { runMigrate } from '../../../lib/migrate/sender.js';
-import type { MigrateOptions, ReceiveOptions } from '../../../lib/migrate/types.js';
+import { runMigrate, type SenderOptions } from '../../../lib/migrate/sender.js';
+import type { ReceiveOptions } from '../../../lib/migrate/types.js';
 import { SaveSteering } from '../../../lib/save/steering.js';
 import { Mortal } from '../../simulated/mortal.js';
 import { duplexPair, FakeHost, fakeRestore, fakeSave, World, type FakeDomain, type Fault } from './fakes.js';
@@ -26,7 +26,7 @@ afterEach(() => void vi.useRealTimers());
 
 interface Play {
   readonly faults?: Partial<Record<Direction, Fault>>;
-  readonly send?: Partial<MigrateOptions>;
+  readonly send?: Partial<SenderOptions>;
   readonly receive?: Partial<ReceiveOptions>;
   /** Attempts to connect again that fail. */
   readonly deaf?: number;
@@ -73,7 +73,7 @@ class Scene {
       all[death.direction] = { ...all[death.direction], notice: { at: death.at, act } };
     }
     const ends = duplexPair(all.toReceiver, all.toSender);
-    const sendOptions: MigrateOptions = {
+    const sendOptions: SenderOptions = {
       domid: this.guest.domid,
       peer: sender.holds(ends[0]),
       id: ID,

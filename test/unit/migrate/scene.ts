@@ -3,13 +3,8 @@ import { expect } from 'vitest';
 import { XenMigrationError } from '../../../lib/errors.js';
 import { JobControl } from '../../../lib/job.js';
 import { runReceive } from '../../../lib/migrate/receiver.js';
-import { runMigrate } from '../../../lib/migrate/sender.js';
-import type {
-  MigrateOptions,
-  MigrateResult,
-  ReceiveOptions,
-  ReceiveResult,
-} from '../../../lib/migrate/types.js';
+import { runMigrate, type SenderOptions } from '../../../lib/migrate/sender.js';
+import type { MigrateResult, ReceiveOptions, ReceiveResult } from '../../../lib/migrate/types.js';
 import { SaveSteering } from '../../../lib/save/steering.js';
 import { duplexPair, FakeHost, fakeRestore, fakeSave, World, type FakeDomain, type Fault } from './fakes.js';
 
@@ -22,7 +17,7 @@ export interface SceneOptions {
   readonly paused?: boolean;
   /** Bytes of the guest's memory. */
   readonly memory?: number;
-  readonly send?: Partial<MigrateOptions>;
+  readonly send?: Partial<SenderOptions>;
   readonly receive?: Partial<ReceiveOptions>;
   readonly save?: typeof fakeSave;
   readonly restore?: typeof fakeRestore;
