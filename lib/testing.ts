@@ -31,3 +31,4 @@ export {
 export type { LogDirty } from './host/simulated/log-dirty.js';
 export type { HvmParams } from './host/simulated/hvm-params.js';
 export type { MissingFeature } from './host/simulated/cpu-policy.js';
+export type { SimulatedNotes } from './host/simulated/notes.js';

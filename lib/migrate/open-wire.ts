@@ -8,7 +8,7 @@ import { otherEnd, Wire, type MigrationWire } from './wire.js';
 import { XlReceiverWire, XlSenderWire } from './xl/wire.js';
 
 /** The library's own protocol (docs/reference/handshake.md), or xl's (docs/reference/xl-wire.md). */
-export type MigrationProtocol = MigrationWire['protocol'];
+export type MigrationProtocol = 'xen-migration' | 'xl';
 
 /** The `x` of `xl migration receiver ready, …`. */
 const XL_BANNER_FIRST = 0x78;

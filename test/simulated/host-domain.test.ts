@@ -22,7 +22,10 @@ afterEach(async () => {
 });
 
 function config(type: string, memkb = 16384, vcpus = 2): string {
-  return JSON.stringify({ c_info: { type, name: 'x' }, b_info: { max_vcpus: vcpus, max_memkb: memkb } });
+  return JSON.stringify({
+    c_info: { type, name: `x-${type}` },
+    b_info: { max_vcpus: vcpus, max_memkb: memkb },
+  });
 }
 
 async function empty(host: SimulatedHost, type: string, memkb?: number): Promise<Domain> {

@@ -1,0 +1,116 @@
+/**
+ * Guests move between two hosts by the commands of this package, with stock xl at the other end or without: to us, back
+ * to xl, and to us again over TLS. Each time the guest goes on at one host, with its memory whole, and is gone from the
+ * other.
+ */
+import assert from 'node:assert/strict';
+import path from 'node:path';
+
+/**
+ * @typedef {import('../lib/context.js').Context} Context
+ * @typedef {import('../lib/guest.js').Guest} Guest
+ * @typedef {import('../lib/host.js').Host} Host
+ */
+
+const certs = path.join(import.meta.dirname, '../../certs');
+
+/** What stands for ssh to a host where a command is served; faster here than bridge.js. @param {Host} host @param {number} port */
+const way = (host, port) => `nc ${host.address} ${port}`;
+
+/** @param {string} name */
+const tls = (name) => [
+  ...['--tls-cert', `${certs}/${name}.crt`],
+  ...['--tls-key', `${certs}/${name}.key`],
+  ...['--tls-ca', `${certs}/ca.crt`],
+];
+
+/** Domains that bear the guest's name, or half of it. @param {Host} host @param {Guest} guest */
+async function names(host, guest) {
+  const all = (await host.domains()).map(({ name }) => name);
+  return all.filter((name) => name === guest.name || name.startsWith(`${guest.name}--`));
+}
+
+/**
+ * A migration, and that the guest is the same one afterwards and at the other host alone.
+ *
+ * @param {Guest} from the guest where it is
+ * @param {Guest} to the guest where it goes
+ * @param {() => Promise<unknown>} move
+ */
+async function hop(from, to, move) {
+  const before = from.lastTick() ?? Infinity;
+  const mark = to.mark();
+  await move();
+  assert.deepEqual(await names(from.t, from), []);
+  assert.deepEqual(await names(to.t, to), [to.name]);
+  await to.goesOn(mark);
+  const now = to.lastTick() ?? 0;
+  if (now <= before) throw new Error(`tick ${now} after tick ${before} at the other host: another life`);
+}
+
+/**
+ * @param {Context} t
+ * @param {Guest} guest
+ * @param {string[]} [options] of the migration over TLS
+ */
+async function roundAndOver(t, guest, options = []) {
+  const there = t.peer.guest(guest);
+  const program = ['node', t.bin('xen-migrate')];
+
+  const serving = await t.peer.serve(5000, [...program, 'receive', '--stdio', '--protocol', 'xl']);
+  await hop(guest, there, async () => {
+    const { seconds } = await t.xl(['migrate', '-s', '', guest.name, way(t.peer, 5000)]);
+    t.measure(`${guest.type}: xl to us, s`, seconds);
+    await serving.waitFor(/^serve: 1 ended 0$/m);
+    assert.match(serving.output, new RegExp(`received ${guest.name} as domain \\d+: .*, running;`));
+  });
+  await serving.stop();
+
+  const stock = await t.serve(5000, ['xl', 'migrate-receive']);
+  await hop(there, guest, async () => {
+    const moved = await t.peer.run([...program, 'migrate', guest.name, `exec:${way(t, 5000)}`, '--json']);
+    t.measure(`${guest.type}: us to xl, s`, moved.seconds);
+    assert.equal(JSON.parse(moved.stdout).peerSoftware, 'xl');
+    await stock.waitFor(/^serve: 1 ended 0$/m);
+  });
+  await stock.stop();
+
+  const listen = ['--listen', `tls://${t.peer.address}:5000`, '--tls-allow', 'a.example', '--once', '--json'];
+  const receiver = t.peer.start([...program, 'receive', ...listen, ...tls('server')]);
+  await receiver.waitFor(/"event":"listening"/);
+  await hop(guest, there, async () => {
+    const address = `tls://${t.peer.address}:5000`;
+    const named = ['--tls-name', 'receiver.example', ...tls('client')];
+    const moved = await t.run([...program, 'migrate', guest.name, address, ...named, ...options, '--json']);
+    t.measure(`${guest.type}: us to us over TLS, s`, moved.seconds);
+    const { downtime } = JSON.parse(moved.stdout);
+    t.measure(`${guest.type}: us to us over TLS, downtime, ms`, downtime.total);
+    const { code } = await receiver.ended;
+    assert.equal(code, 0, receiver.output);
+    assert.match(receiver.output, /"certificateName":"dom0 a"/);
+  });
+  // Nothing is left to be put right.
+  for (const host of [t, t.peer]) {
+    const { stdout } = await host.run([...program, 'recover']);
+    assert.equal(stdout, 'nothing was left behind\n');
+  }
+}
+
+/** @type {import('../lib/scenarios.js').Scenario[]} */
+export const scenarios = [
+  {
+    name: 'pvh: xl migrate to us, us back to xl migrate-receive, and us to us over TLS',
+    pair: true,
+    async run(t) {
+      await roundAndOver(t, await t.guest('pvh', { memory: 80, fill: 16 }));
+    },
+  },
+  {
+    name: 'hvm: xl migrate to us, us back to xl migrate-receive, and us to us over TLS, compressed',
+    pair: true,
+    async run(t) {
+      const guest = await t.guest('hvm', { memory: 96, fill: 16 });
+      await roundAndOver(t, guest, ['--compress', 'brotli']);
+    },
+  },
+];
