@@ -8,8 +8,6 @@ import { HypercallError } from '../errors.js';
 import type { DomainInfo, Host } from '../host/host.js';
 import type { MigrationNote } from '../toolstack/notes.js';
 import type { Toolstack } from '../toolstack/toolstack.js';
-import { needsXl } from '../toolstack/xl/needs.js';
-import { hasXl, xl } from '../toolstack/xl/run.js';
 import { INCOMING, overridden } from './naming.js';
 import { Note } from '../toolstack/note.js';
 import { SyncPoint } from './session.js';
@@ -87,17 +85,10 @@ async function domainOf(toolstack: Toolstack, note: MigrationNote): Promise<numb
   return toolstack.findByName?.(name);
 }
 
-/**
- * The toolstack to put guests right with that another process has built: one that libxl's tools built is let go by xl, which
- * lets its device model go on, too.
- */
+/** The toolstack to put guests right with that another process has built. */
 export function recoveryToolstack(own: Toolstack): Toolstack {
   return overridden(own, {
-    unpause: async (domid) => {
-      const config = await own.domainConfig(domid).catch(() => '{}');
-      if (needsXl(config) && (await hasXl())) await xl(['unpause', String(domid)]);
-      else await own.unpause(domid);
-    },
+    unpause: (domid) => own.unpauseLeftBehind?.(domid) ?? own.unpause(domid),
   });
 }
 

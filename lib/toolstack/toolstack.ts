@@ -83,6 +83,12 @@ export interface Toolstack {
   /** Removes one pause of the toolstack; the domain runs when none is left. */
   unpause(domid: number): Promise<void>;
 
+  /**
+   * Lets a guest go on that another process built and left paused, together with what libxl's tools started beside it.
+   * Default: `unpause`.
+   */
+  unpauseLeftBehind?(domid: number): Promise<void>;
+
   /** Adds one pause. */
   pause(domid: number): Promise<void>;
 

@@ -6,6 +6,7 @@ import type { ContractSubject } from '../contract/subject.js';
 function open(guardMappings: boolean): () => Promise<ContractSubject> {
   return async () => {
     const host = new SimulatedHost({ memory: 256 << 20, seed: 11, guardMappings });
+    let made = 0;
     return {
       host,
       createGuest: async (kind) => {
@@ -14,7 +15,7 @@ function open(guardMappings: boolean): () => Promise<ContractSubject> {
       },
       emptyConfig: (kind) =>
         JSON.stringify({
-          c_info: { type: kind === 'pv32' ? 'pv' : kind, name: `empty-${kind}` },
+          c_info: { type: kind === 'pv32' ? 'pv' : kind, name: `empty-${kind}-${++made}` },
           b_info: { max_vcpus: 2, max_memkb: 16384, target_memkb: 16384 },
         }),
       close: () => host.close(),

@@ -7,6 +7,8 @@ import type {
   SuspendOptions,
   Toolstack,
 } from '../toolstack.js';
+import { lastWords, XlError } from '../xl/error.js';
+import { needsXl } from '../xl/needs.js';
 import { openXenstore, type XenstoreClient } from '../xenstore/index.js';
 import { systemClock, type Clock } from './clock.js';
 import { createDomain, type MadeDomain } from './create.js';
@@ -169,6 +171,20 @@ export class XenToolstack implements Toolstack, AsyncDisposable {
 
   async unpause(domid: number): Promise<void> {
     await this.#parts.calls.unpause(domid);
+  }
+
+  /** xl knows of the device model of what xl built, and lets it go on too. */
+  async unpauseLeftBehind(domid: number): Promise<void> {
+    const config = await this.domainConfig(domid).catch(() => '{}');
+    const ran = needsXl(config) ? await this.#parts.runXl(['unpause', String(domid)]) : undefined;
+    if (ran === undefined) return this.unpause(domid);
+    if (ran.code === 0) return;
+    const command = `xl unpause ${domid}`;
+    const { code: exitCode, stderr } = ran;
+    throw new XlError('ERR_XEN_XL', command, `${command}: ${lastWords(stderr)}`, {
+      exitCode,
+      stderr,
+    });
   }
 
   async pause(domid: number): Promise<void> {
