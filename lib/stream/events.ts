@@ -20,6 +20,7 @@
  */
 
 import type { StreamFormatError } from '../errors.js';
+import type { LegacyEvent } from './legacy/events.js';
 
 /** libxc image header (IHDR), decoded. */
 export interface ImageHeader {
@@ -61,7 +62,7 @@ export interface XlHeader {
 }
 
 /** Which format a piece belongs to. */
-export type Layer = 'xl' | 'libxl' | 'libxc';
+export type Layer = 'xl' | 'xend' | 'libxl' | 'libxc' | 'legacy';
 
 interface Piece {
   readonly layer: Layer;
@@ -74,6 +75,16 @@ export interface XlHeaderEvent extends Piece {
   readonly layer: 'xl';
   readonly header: XlHeader;
   /** The header's bytes as they came (48 + n). */
+  readonly raw: Uint8Array;
+}
+
+/** What xend wrote before a legacy image. */
+export interface XendHeaderEvent extends Piece {
+  readonly kind: 'xend-header';
+  readonly layer: 'xend';
+  /** The domain's configuration, an S-expression. Owned by the receiver of the event. */
+  readonly config: Uint8Array;
+  /** The header's bytes as they came (20 + n). */
   readonly raw: Uint8Array;
 }
 
@@ -124,8 +135,9 @@ export interface RecordEvent extends Piece {
  */
 export interface PageDataEvent extends Piece {
   readonly kind: 'page-data';
-  readonly layer: 'libxc';
-  /** Body length as the record header says. */
+  /** `legacy`: a page batch of a legacy image. */
+  readonly layer: 'libxc' | 'legacy';
+  /** Body length as the record header says; of a batch all bytes. */
   readonly length: number;
   readonly count: number;
   /** pfns, bits 51–0 of each entry; the first `count` are valid. */
@@ -142,6 +154,8 @@ export interface PageDataEvent extends Piece {
   readonly reservedBitsAt: number;
   /** The reserved word of the record's header. */
   readonly reserved: number;
+  /** A batch of a compressed checkpoint: its contents come in COMPRESSED_DATA. */
+  readonly compressed?: boolean | undefined;
   /** Lenient readers only: why a strict one would have thrown here. */
   readonly violation?: StreamFormatError | undefined;
 }
@@ -149,7 +163,7 @@ export interface PageDataEvent extends Piece {
 /** A piece of a PAGE_DATA record's page contents: any length, page boundaries anywhere in it. */
 export interface PageBytesEvent extends Piece {
   readonly kind: 'page-bytes';
-  readonly layer: 'libxc';
+  readonly layer: 'libxc' | 'legacy';
   /** Bytes of page contents of this record before this piece. */
   readonly at: number;
   /** A view of what was fed: valid until the next `feed`. */
@@ -177,7 +191,9 @@ export type StreamEvent =
   | RecordEvent
   | PageDataEvent
   | PageBytesEvent
-  | PageDataEndEvent;
+  | PageDataEndEvent
+  | XendHeaderEvent
+  | LegacyEvent;
 
 /** The incremental readers' common form. */
 export interface IncrementalReader {
@@ -196,6 +212,9 @@ export interface IncrementalReader {
   readonly atBoundary: boolean;
   /** Feeds 1…want bytes. Throws StreamFormatError; then the reader is dead. */
   feed(bytes: Uint8Array): StreamEvent | undefined;
-  /** Says that no bytes will follow. Throws StreamFormatError (ERR_XEN_STREAM_TRUNCATED) unless `done`. */
-  end(): void;
+  /**
+   * Says that no bytes will follow. Throws StreamFormatError (ERR_XEN_STREAM_TRUNCATED) unless `done`. A legacy image may
+   * end with its bytes: then it becomes `done`, and what is returned is its last event, if there is one left.
+   */
+  end(): StreamEvent | undefined;
 }

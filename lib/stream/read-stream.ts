@@ -34,8 +34,10 @@ export async function* readStream(
     throwIfAborted(signal, 'read-stream');
     const bytes = source.take(reader.want);
     if (bytes === undefined) {
-      if (!(await source.wait(reader.want, signal))) reader.end();
-      continue;
+      if (await source.wait(reader.want, signal)) continue;
+      const last = reader.end();
+      if (last !== undefined) yield last;
+      return;
     }
     const event = reader.feed(bytes);
     if (event !== undefined) yield event;

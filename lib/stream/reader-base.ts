@@ -56,11 +56,23 @@ export abstract class ReaderBase implements IncrementalReader {
     }
   }
 
-  end(): void {
+  end(): StreamEvent | undefined {
     this.#check();
-    if (this.done) return;
-    this.#error = this.endError();
-    throw this.#error as StreamFormatError;
+    if (this.done) return undefined;
+    try {
+      const event = this.last();
+      // Not as it was a moment ago: `last` may have seen that the stream is whole.
+      if (this.done as boolean) return event;
+      throw this.endError();
+    } catch (error) {
+      this.#error = error;
+      throw error;
+    }
+  }
+
+  /** For formats whose end is the end of the bytes: becomes `done` if the stream is whole. Its last event, if that is one. */
+  protected last(): StreamEvent | undefined {
+    return undefined;
   }
 
   /** The error of a stream that ends here. */

@@ -1,30 +1,37 @@
-/** Incremental reader of a stream in any of the v2 formats. */
+/** Incremental reader of a stream in any of the formats. */
 
 import type { StreamFormatError } from '../errors.js';
 import { formatError, StreamErrorCode } from './codes.js';
 import type { StreamEvent } from './events.js';
 import { LibxcReader } from './libxc/reader.js';
-import { LibxlReader, type LibxlReaderOptions } from './libxl/reader.js';
+import { LegacyReader } from './legacy/reader.js';
+import { LibxlReader } from './libxl/reader.js';
 import { ReaderBase } from './reader-base.js';
-import { RECOGNISE_SIZE, recogniseFormat, type StreamFormat } from './recognise.js';
-import { XlReader } from './xl/reader.js';
+import { RECOGNISE_SIZE, recogniseFormat, type RecognisedFormat } from './recognise.js';
+import { XendReader } from './xend/reader.js';
+import { XlReader, type XlReaderOptions } from './xl/reader.js';
 
-export interface StreamReaderOptions extends LibxlReaderOptions {
+export interface StreamReaderOptions extends XlReaderOptions {
   /** `auto` (default) recognises it by the first 8 bytes. */
-  readonly format?: StreamFormat | 'auto' | undefined;
+  readonly format?: RecognisedFormat | 'auto' | undefined;
 }
 
+type InnerReader = LibxcReader | LibxlReader | XlReader | LegacyReader | XendReader;
+
+const CURE = 'it has to be converted first (xen-migrate convert)';
+
 /**
- * Reads a libxc, libxl or xl stream. With `auto`, throws StreamFormatError with ERR_XEN_STREAM_LEGACY for what looks
- * like a legacy stream and ERR_XEN_STREAM_FORMAT for anything else that it does not know.
+ * Reads a libxc, libxl or xl stream, and with `legacy` a legacy image too, bare or behind xl's or xend's header. Throws
+ * StreamFormatError with ERR_XEN_STREAM_LEGACY for a legacy image that is not wanted, and with `auto`
+ * ERR_XEN_STREAM_FORMAT for anything that it does not know.
  */
 export class StreamReader extends ReaderBase {
   readonly #options: StreamReaderOptions;
   readonly #start: number;
   readonly #first = new Uint8Array(RECOGNISE_SIZE);
   #have = 0;
-  #format: StreamFormat | undefined;
-  #reader: LibxcReader | LibxlReader | XlReader | undefined;
+  #format: RecognisedFormat | undefined;
+  #reader: InnerReader | undefined;
 
   constructor(options: StreamReaderOptions = {}) {
     super(options);
@@ -35,7 +42,7 @@ export class StreamReader extends ReaderBase {
   }
 
   /** The format; undefined while it is not yet recognised. */
-  get format(): StreamFormat | undefined {
+  get format(): RecognisedFormat | undefined {
     return this.#format;
   }
 
@@ -59,6 +66,18 @@ export class StreamReader extends ReaderBase {
     return undefined;
   }
 
+  /** Complete checkpoints of a legacy image; undefined for other formats. */
+  get checkpoints(): number | undefined {
+    const reader = this.#reader;
+    return reader instanceof LegacyReader || reader instanceof XlReader || reader instanceof XendReader
+      ? reader.checkpoints
+      : undefined;
+  }
+
+  protected override last(): StreamEvent | undefined {
+    return this.#reader?.end();
+  }
+
   protected override endError(): StreamFormatError {
     try {
       this.#reader?.end();
@@ -78,26 +97,10 @@ export class StreamReader extends ReaderBase {
     return this.#open(this.#recognise()).feed(this.#first);
   }
 
-  #recognise(): StreamFormat {
+  #recognise(): RecognisedFormat {
     const format = recogniseFormat(this.#first);
-    switch (format) {
-      case 'libxc':
-      case 'libxl':
-      case 'xl':
-        return format;
-      case 'legacy':
-        throw this.#refuse(
-          StreamErrorCode.LEGACY,
-          'looks like a legacy (v1) libxc stream: it has to be converted first',
-        );
-      case 'xend':
-        throw this.#refuse(
-          StreamErrorCode.LEGACY,
-          'is a save file of xend (LinuxGuestRecord) around a legacy (v1) stream: it has to be converted first',
-        );
-      case undefined:
-        throw this.#refuse(StreamErrorCode.FORMAT, 'is neither a libxc, a libxl nor an xl stream');
-    }
+    if (format !== undefined) return format;
+    throw this.#refuse(StreamErrorCode.FORMAT, 'is neither a libxc, a libxl nor an xl stream');
   }
 
   #refuse(code: StreamErrorCode, reason: string): StreamFormatError {
@@ -105,8 +108,10 @@ export class StreamReader extends ReaderBase {
     return formatError(code, `${reason} (begins with ${first})`, { offset: this.#start });
   }
 
-  #open(format: StreamFormat): LibxcReader | LibxlReader | XlReader {
+  #open(format: RecognisedFormat): InnerReader {
     const options = { ...this.#options, offset: this.#start };
+    const { legacy = false } = this.#options;
+    const told = legacy === true || legacy === false ? {} : legacy;
     this.#format = format;
     switch (format) {
       case 'libxc':
@@ -117,6 +122,18 @@ export class StreamReader extends ReaderBase {
         break;
       case 'xl':
         this.#reader = new XlReader(options);
+        break;
+      case 'legacy':
+        if (legacy === false)
+          throw this.#refuse(StreamErrorCode.LEGACY, `looks like a legacy (v1) libxc stream: ${CURE}`);
+        this.#reader = new LegacyReader({ ...options, ...told });
+        break;
+      case 'xend':
+        if (legacy === false) {
+          const what = 'is a save file of xend (LinuxGuestRecord) around a legacy (v1) stream';
+          throw this.#refuse(StreamErrorCode.LEGACY, `${what}: ${CURE}`);
+        }
+        this.#reader = new XendReader({ ...options, ...told });
         break;
     }
     return this.#reader;

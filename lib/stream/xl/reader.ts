@@ -4,16 +4,21 @@ import type { StreamFormatError } from '../../errors.js';
 import { formatError, StreamErrorCode } from '../codes.js';
 import { Collector } from '../collect.js';
 import type { StreamEvent, XlHeaderEvent } from '../events.js';
+import { LegacyReader, type LegacyReaderOptions } from '../legacy/reader.js';
 import { LibxlReader, type LibxlReaderOptions } from '../libxl/reader.js';
 import { ReaderBase } from '../reader-base.js';
 import { XL_HEADER_SIZE, XlMandatoryFlag } from './constants.js';
 import { decodeXlFixedHeader, decodeXlHeader, XL_HEADER } from './header.js';
 
-export type XlReaderOptions = LibxlReaderOptions;
+export interface XlReaderOptions extends LibxlReaderOptions {
+  /** Reads legacy images too. By default they are refused: a receiver of v2 streams has no use for them. */
+  readonly legacy?: boolean | Pick<LegacyReaderOptions, 'guest' | 'wordSize'> | undefined;
+}
 
 /**
- * Reads xl's header, then the libxl stream. If the header says that a legacy stream follows, the header's event still
- * comes; the next `feed`, or `end`, throws StreamFormatError with ERR_XEN_STREAM_LEGACY.
+ * Reads xl's header, then the libxl stream. If the header says that a legacy image follows, the header's event still
+ * comes; then that image is read, or, unless it is wanted, the next `feed` or `end` throws StreamFormatError with
+ * ERR_XEN_STREAM_LEGACY.
  */
 export class XlReader extends ReaderBase {
   readonly #options: XlReaderOptions;
@@ -21,7 +26,7 @@ export class XlReader extends ReaderBase {
   readonly #collector = new Collector();
   // The header is collected in two parts: fixed, optional data.
   #fixed: Uint8Array | undefined;
-  #libxl: LibxlReader | undefined;
+  #inner: LibxlReader | LegacyReader | undefined;
   #legacy = false;
 
   constructor(options: XlReaderOptions = {}) {
@@ -33,30 +38,39 @@ export class XlReader extends ReaderBase {
 
   get want(): number {
     if (this.#legacy) return 1;
-    return this.#libxl?.want ?? this.#collector.missing;
+    return this.#inner?.want ?? this.#collector.missing;
   }
 
   override get ahead(): number {
-    return this.#libxl?.ahead ?? this.want;
+    return this.#inner?.ahead ?? this.want;
   }
 
   get done(): boolean {
-    return this.#libxl?.done ?? false;
+    return this.#inner?.done ?? false;
+  }
+
+  /** Complete checkpoints of a legacy image; undefined otherwise. */
+  get checkpoints(): number | undefined {
+    return this.#inner instanceof LegacyReader ? this.#inner.checkpoints : undefined;
   }
 
   get atBoundary(): boolean {
     if (this.#legacy) return true;
-    return this.#libxl?.atBoundary ?? (this.#fixed === undefined && this.#collector.have === 0);
+    return this.#inner?.atBoundary ?? (this.#fixed === undefined && this.#collector.have === 0);
   }
 
   protected get reading(): string | undefined {
     return XL_HEADER;
   }
 
+  protected override last(): StreamEvent | undefined {
+    return this.#inner instanceof LegacyReader ? this.#inner.end() : undefined;
+  }
+
   protected override endError(): StreamFormatError {
     if (this.#legacy) return this.#legacyError();
     try {
-      this.#libxl?.end();
+      this.#inner?.end();
     } catch (error) {
       return error as StreamFormatError;
     }
@@ -64,7 +78,7 @@ export class XlReader extends ReaderBase {
   }
 
   protected step(bytes: Uint8Array): StreamEvent | undefined {
-    if (this.#libxl !== undefined) return this.#libxl.feed(bytes);
+    if (this.#inner !== undefined) return this.#inner.feed(bytes);
     if (this.#legacy) throw this.#legacyError();
     const piece = this.#collector.feed(bytes);
     if (piece === undefined) return undefined;
@@ -83,13 +97,17 @@ export class XlReader extends ReaderBase {
 
   #header(raw: Uint8Array): XlHeaderEvent {
     const header = decodeXlHeader(raw, { offset: this.#start });
-    if ((header.mandatoryFlags & XlMandatoryFlag.STREAM_V2) === 0) this.#legacy = true;
-    else this.#libxl = new LibxlReader({ ...this.#options, offset: this.#start + raw.length });
+    const options = { ...this.#options, offset: this.#start + raw.length };
+    const { legacy = false } = this.#options;
+    if ((header.mandatoryFlags & XlMandatoryFlag.STREAM_V2) !== 0) this.#inner = new LibxlReader(options);
+    else if (legacy === false) this.#legacy = true;
+    else this.#inner = new LegacyReader({ ...options, ...(legacy === true ? {} : legacy) });
     return { kind: 'xl-header', layer: 'xl', offset: this.#start, header, raw };
   }
 
   #legacyError(): StreamFormatError {
-    const reason = 'a legacy (v1) stream follows, as written by Xen before 4.6: it has to be converted first';
+    const reason =
+      'a legacy (v1) stream follows, as written by Xen before 4.6: it has to be converted first (xen-migrate convert)';
     const where = { offset: this.#start + 36, record: XL_HEADER, path: 'mandatoryFlags' };
     return formatError(StreamErrorCode.LEGACY, reason, where);
   }
