@@ -1,15 +1,11 @@
 /** Files that come into being whole or not at all. */
-import { randomBytes } from 'node:crypto';
-import { rename, stat, unlink } from 'node:fs/promises';
-import path from 'node:path';
 import type { Writable } from 'node:stream';
-import { TransportError, UsageError, withCleanupError } from '../errors.js';
+import { UsageError } from '../errors.js';
+import { wholeFile } from '../transport/whole.js';
 import type { CommandIo } from './command.js';
 
 /**
- * Lets `write` fill the file `target`. A regular or new file is written beside its place under a name of its own and
- * renamed when all is there, so that nothing is left of a failure and an old file is kept until then. Pipes and
- * devices are written as they are. `-` is the standard output.
+ * `wholeFile`, with `-` for the standard output.
  *
  * @param write Given where to write: a path, or the standard output
  */
@@ -22,35 +18,5 @@ export async function writeWhole<T>(
     if (io.stdout.isTTY === true) throw new UsageError('a guest is not written to a terminal; name a file');
     return write(io.stdout);
   }
-  if (!(await isPlainFile(target))) return write(target);
-  const partial = path.join(
-    path.dirname(target),
-    `.${path.basename(target)}.${randomBytes(4).toString('hex')}.partial`,
-  );
-  try {
-    const result = await write(partial);
-    try {
-      await rename(partial, target);
-    } catch (cause) {
-      throw new TransportError(`renaming ${partial} to ${target}: ${(cause as Error).message}`, { cause });
-    }
-    return result;
-  } catch (error) {
-    await unlink(partial).catch((later: unknown) => {
-      if ((later as NodeJS.ErrnoException).code !== 'ENOENT') withCleanupError(error, later);
-    });
-    throw error;
-  }
-}
-
-/** True for a regular file and for a name that is free. */
-async function isPlainFile(target: string): Promise<boolean> {
-  try {
-    const stats = await stat(target);
-    if (stats.isDirectory()) throw new UsageError(`${target} is a directory`);
-    return stats.isFile();
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return true;
-    throw error;
-  }
+  return wholeFile(target, write);
 }

@@ -12,7 +12,7 @@ import { LibxcReader } from '../stream/libxc/reader.js';
 import { LibxlRecord } from '../stream/libxl/constants.js';
 import { encodeLibxlHeader } from '../stream/libxl/header.js';
 import { LibxlReader } from '../stream/libxl/reader.js';
-import { CheckpointSpool, type SpoolOptions } from './spool.js';
+import { CheckpointSpool, type SpoolOptions } from '../transport/spool.js';
 
 /** Where the first CHECKPOINT record stands. */
 export interface CheckpointStart {

@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { PageType } from '../../../lib/abi/pages.js';
 import { PeerError, StreamFormatError, TransportError, XenMigrationError } from '../../../lib/errors.js';
 import { restore } from '../../../lib/restore/restore.js';
-import { CheckpointSpool } from '../../../lib/restore/spool.js';
+import { CheckpointSpool } from '../../../lib/transport/spool.js';
 import type { RestoreOptions, RestoreResult } from '../../../lib/restore/types.js';
 import { LibxcRecord } from '../../../lib/stream/index.js';
 import { MemorySource } from '../../../lib/transport/index.js';

@@ -1,16 +1,17 @@
 /**
  * The bytes of a checkpoint until it is complete. Applying them early would leave a guest that is neither the last
- * checkpoint nor the next if the peer dies in between.
+ * checkpoint nor the next if the stream ends in between.
  *
  * Small checkpoints stay in memory; of larger ones all but the last blocks are in a file without a name. The same bytes
  * are then read back, so a checkpoint costs one write and one read of the page cache at most.
  */
-import { constants } from 'node:fs';
 import type { FileHandle } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { StreamFormatError, TransportError } from '../errors.js';
-import { StreamErrorCode } from '../stream/codes.js';
+import { createNameless } from './nameless.js';
+
+/** StreamErrorCode.LIMIT, from a room above this one. */
+const LIMIT = 'ERR_XEN_STREAM_LIMIT';
 
 const BLOCK = 1024 * 1024;
 /** Blocks kept in memory. */
@@ -48,7 +49,7 @@ export class CheckpointSpool {
   append(bytes: Uint8Array, offset: number): Promise<void> | undefined {
     if (this.size + bytes.length > this.#limit) {
       const reason = `a checkpoint of more than ${this.#limit} bytes, more than the guest can have`;
-      throw new StreamFormatError(StreamErrorCode.LIMIT, reason, { offset });
+      throw new StreamFormatError(LIMIT, reason, { offset });
     }
     for (let done = 0; done < bytes.length;) {
       const at = this.#inMemory % BLOCK;
@@ -100,7 +101,7 @@ export class CheckpointSpool {
   }
 
   async #flush(): Promise<void> {
-    const file = (this.#file ??= await this.#doing(() => this.#create()));
+    const file = (this.#file ??= await this.#doing(() => createNameless(this.#directory)));
     for (let at = 0; at < this.#inMemory; at += BLOCK) {
       const block = this.#blocks[at / BLOCK] as Uint8Array;
       const size = Math.min(BLOCK, this.#inMemory - at);
@@ -113,20 +114,6 @@ export class CheckpointSpool {
       this.#inFile += size;
     }
     this.#inMemory = 0;
-  }
-
-  /** Loads what it needs only now: most restores have no checkpoints, and start sooner without. */
-  async #create(): Promise<FileHandle> {
-    const [{ randomBytes }, { open, unlink }] = await Promise.all([
-      import('node:crypto'),
-      import('node:fs/promises'),
-    ]);
-    const path = join(this.#directory, `xen-migration-${randomBytes(12).toString('hex')}`);
-    const { O_RDWR, O_CREAT, O_EXCL } = constants;
-    const file = await open(path, O_RDWR | O_CREAT | O_EXCL, 0o600);
-    // Without a name nobody else can open it, and it goes when the process goes, however that happens.
-    await unlink(path);
-    return file;
   }
 
   async #read(into: Uint8Array, length: number, at: number): Promise<number> {
