@@ -40,7 +40,7 @@ export function commonImage(image: Fields, domain: Fields): JsonObject {
   const tscMode = image.integer('tsc_mode', 0, 3) ?? 0;
   if (tscMode >= TSC_MODES.length)
     image.lacks('tsc_mode', 'libxl no longer has native_paravirt; the default is taken');
-  const offset = image.integer('rtc_timeoffset', -0x8000_0000, 0x7fff_ffff) ?? 0;
+  const offset = rtcOffset(image) ?? 0;
   const localtime = [image.flag('localtime'), domain.flag('localtime')].find((flag) => flag !== undefined);
   // The kernel's ELF notes, and a copy of the PCI devices.
   image.ignore(['notes', 'pci']);
@@ -53,6 +53,11 @@ export function commonImage(image: Fields, domain: Fields): JsonObject {
   });
 }
 
+// In seconds.
+function rtcOffset(image: Fields): number | undefined {
+  return image.integer('rtc_timeoffset', -0x8000_0000, 0x7fff_ffff);
+}
+
 /** A PV guest. Its kernel, ramdisk and boot loader matter to libxl when the guest restarts, not when it is restored. */
 export function pvImage(image: Fields, domain: Fields): JsonObject {
   const loader = domain.text('bootloader');
@@ -61,7 +66,10 @@ export function pvImage(image: Fields, domain: Fields): JsonObject {
   const ramdisk = keptFile(image, 'ramdisk', loader !== undefined);
   // xend takes pygrub where it is told neither boot loader nor kernel; libxl has its own in a folder of its own.
   const isPygrub = loader === undefined ? kernel === undefined : baseName(loader) === 'pygrub';
-  const features = domain.text('features');
+  domain.drop(
+    'features',
+    'libxl reads none from a configuration; the guest has those that it was built with',
+  );
   // Without a frame buffer among the devices nothing shows these.
   image.ignore(['display', 'xauthority', 'videoram', 'nographic', 'keymap']);
   image.drop('device_model', 'libxl runs a QEMU of its own');
@@ -73,7 +81,7 @@ export function pvImage(image: Fields, domain: Fields): JsonObject {
     ramdisk,
     bootloader: isPygrub ? 'pygrub' : loader,
     bootloader_args: loaderArgs?.split(/\s+/).filter(Boolean),
-    'type.pv': compact({ features }),
+    'type.pv': {},
   });
 }
 
@@ -143,7 +151,7 @@ export function hvmImage(image: Fields, domain: Fields, screen: Fields | undefin
       acpi: bool('acpi', false),
       nx: defbool(image.flag('nx')),
       viridian_enable: image.flag('viridian') === true ? VIRIDIAN_GROUPS : undefined,
-      timeoffset: image.text('rtc_timeoffset'),
+      timeoffset: rtcOffset(image)?.toString(),
       hpet: bool('hpet', false),
       vpt_align: bool('vpt_align', true),
       nographic: image.flag('nographic') === true ? 'True' : undefined,

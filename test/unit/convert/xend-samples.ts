@@ -25,7 +25,7 @@ export const PV_GUEST = [
   "(uname phy:vg0/web01-data) (mode w) (backend 0) (VDI '')))",
   '(device (tap2 (uname tap:aio:/srv/xen/web01.img) (uuid 3aa1d0f4-2f0c-5b53-47d4-9f2f8be47c0d) (bootable 1)',
   "(mode w) (dev xvda:disk) (backend 0) (VDI '')))",
-  '(change_home_server False))',
+  '(change_home_server ))',
 ].join(' ');
 
 /** An HVM guest with qemu-dm, as xend of Xen 4.1 wrote it. */
@@ -71,6 +71,36 @@ export const OLD_GUEST = [
   '(device (vbd (backend 0) (dev sda1) (uname phy:/dev/vg0/old) (mode w)))',
   '(state -b----) (shutdown_reason poweroff) (cpu_time 20.3) (online_vcpus 1) (up_time 3312.4) (start_time 1160000000.1)',
   '(store_mfn 17413) (console_mfn 17412))',
+].join(' ');
+
+/** A PV guest with everything that is carried over and that PV_GUEST lacks. */
+export const PV_FULL = [
+  '(domain (uuid 00000000-0000-4000-8000-000000000001) (name full-pv) (vcpus 3) (vcpu_avail 5) (cpus 0-3,^1)',
+  '(memory 512) (maxmem 1024) (shadow_memory 2) (pool_name fast)',
+  '(cpu_weight 128) (cpu_cap 150) (on_poweroff preserve) (on_reboot coredump-restart) (on_crash rename-restart)',
+  '(image (linux (kernel /boot/vmlinuz) (ramdisk /boot/initrd) (args quiet) (tsc_mode 2) (nomigrate 1)',
+  '(rtc_timeoffset 7200) (pci_msitranslate 1)))',
+  '(device (vif (mac 00:16:3e:00:00:01) (rate 10Mb/s@20ms)))',
+  '(device (vfb (type sdl) (display :0.0) (xauthority /root/.Xauthority) (opengl 0)))',
+  '(device (vbd (dev xvda1:disk) (uname phy:/dev/vg0/a) (mode w)))',
+  '(device (vbd (dev /dev/xvda2) (uname drbd:r0) (mode w) (backend storage)))',
+  '(device (tap (dev 51715) (uname tap:qcow:/a.qcow) (mode r)))',
+  '(device (tap2 (dev xvda4) (uname tap2:tapdisk:vhd:/b.vhd) (mode w)))',
+  '(device (tap2 (dev xvda5) (uname tap:ioemu:qcow2:/c.qcow2) (mode w)))',
+  '(device (pci (dev (domain 0x0) (bus 0x3) (slot 0x1f) (func 0x7) (vdevfn 0x100))))',
+  '(device (ioports (from 0x3f8) (to 0x3ff))) (device (irq (irq 4)))',
+  '(cpuid ((0x7,0 ((ebx 00000000000000000000000000000000))))))',
+].join(' ');
+
+/** An HVM guest with everything that is carried over and that HVM_GUEST lacks. */
+export const HVM_FULL = [
+  '(domain (uuid 00000000-0000-4000-8000-000000000002) (name full-hvm) (memory 256) (maxmem 512)',
+  '(image (hvm (kernel /boot/direct) (ramdisk /boot/initrd) (args quiet) (stdvga 1) (videoram 16) (timer_mode 2)',
+  '(viridian 0) (nestedhvm 1) (nx 1) (hap 0) (oos 1) (serial (pty null)) (soundhw sb16) (usb 1) (usbdevice mouse)',
+  '(gfx_passthru 1) (nographic 1) (acpi 0) (apic 0) (pae 0) (xen_platform_pci 0) (vpt_align 0) (hpet 1) (tsc_mode 1)',
+  '(device_model /usr/lib/xen/bin/stubdom-dm) (sdl 1) (opengl 1) (display :1) (xauthority /x) (keymap fr)',
+  '(vnc 1) (vnclisten 127.0.0.1) (vncpasswd secret) (vncunused 0) (vncdisplay 2)))',
+  '(device (vif (mac 00:16:3e:00:00:02) (type netfront))))',
 ].join(' ');
 
 export function bytesOf(text: string): Uint8Array {
