@@ -51,6 +51,8 @@ export const StreamErrorCode = {
   TRAILING: 'ERR_XEN_STREAM_TRAILING',
   /** Made from a legacy stream by a converter. A remark of verifiers. */
   CONVERTED: 'ERR_XEN_STREAM_CONVERTED',
+  /** A legacy stream has tmem pools, and what was chosen for them does not cover these. Of conversions. */
+  TMEM: 'ERR_XEN_STREAM_TMEM',
 } as const;
 
 export type StreamErrorCode = (typeof StreamErrorCode)[keyof typeof StreamErrorCode];
