@@ -43,7 +43,7 @@ export interface IterationStats {
 
 /** A snapshot. Sizes in bytes, times in ms, rates per second. */
 export interface Progress {
-  readonly operation: 'save' | 'restore' | 'migrate' | 'receive';
+  readonly operation: 'save' | 'restore' | 'migrate' | 'receive' | 'convert';
   readonly state: JobState;
   readonly phase: JobPhase;
   readonly domid: number | undefined;

@@ -1,0 +1,403 @@
+/**
+ * Legacy (v1) images of Xen 4.0 to 4.5 to Migration v2 streams (convert-legacy-stream, which xen-utils has for it).
+ *
+ * An image goes through in one pass: page batches become PAGE_DATA as they come, the rest when its checkpoint is complete.
+ * Only an image of Remus needs more, since its last complete checkpoint is what comes out: see remus.ts.
+ */
+import { tmpdir } from 'node:os';
+import { MAX_BATCH, PAGE_SIZE, pageTypeHasData } from '../abi/pages.js';
+import { StreamFormatError, UsageError, withCleanupError } from '../errors.js';
+import { JobControl, now } from '../job.js';
+import { formatError, StreamErrorCode } from '../stream/codes.js';
+import type { StreamEvent } from '../stream/events.js';
+import { LegacyChunk } from '../stream/legacy/constants.js';
+import type { LegacyHeader } from '../stream/legacy/events.js';
+import { StreamReader } from '../stream/stream-reader.js';
+import { XlMandatoryFlag } from '../stream/xl/constants.js';
+import { encodeXlHeader } from '../stream/xl/header.js';
+import { openSink, openSource } from '../transport/open.js';
+import type { ByteSink, ByteSource } from '../transport/types.js';
+import { wholeFile } from '../transport/whole.js';
+import { CheckpointState } from './checkpoint.js';
+import { offsetOf, runs, type GuestMemory } from './guest-memory.js';
+import { RemusCheckpoints } from './remus.js';
+import { TmemKeeper } from './tmem.js';
+import type { ConvertJob, ConvertOptions, ConvertOutput, ConvertResult } from './types.js';
+import { ConvertedWriter } from './writer.js';
+import { configOfXend, parseSxp } from './xend/index.js';
+
+/**
+ * Starts to convert a legacy image, bare or behind xl's or xend's header, to a v2 stream.
+ *
+ * Of a Remus image the last complete checkpoint comes out. Its checkpoints, and the guest's memory if they are compressed,
+ * are kept in a temporary file meanwhile; compressed ones need an input that can be read twice, or an output that is a
+ * file.
+ *
+ * @returns The running job; its `result` rejects with StreamFormatError for what is wrong with the image,
+ *   TransportError, CancelledError. Nothing is left under the name of a file that `to` is then
+ * @throws UsageError for options that cannot be
+ */
+export function startConvert(options: ConvertOptions): ConvertJob {
+  const { width, heartbeat } = options;
+  if (width !== undefined && ![32, 64].includes(width)) throw new UsageError(`width: ${String(width)}`);
+  if (heartbeat !== undefined && !(heartbeat > 0)) throw new UsageError(`heartbeat: ${heartbeat} ms`);
+  const control = new JobControl('convert', undefined, options);
+  const result = control.run(async () => {
+    const { to } = options;
+    if (typeof to !== 'string' || to === '-') return convertInto(control, options, to);
+    return wholeFile(to, (path) => convertInto(control, options, path));
+  });
+  return {
+    result,
+    get status() {
+      return control.status;
+    },
+    update: () => undefined,
+    cancel: (reason) => control.cancel(reason),
+  };
+}
+
+/** Converts a legacy image. See `startConvert`. */
+export function convert(options: ConvertOptions): Promise<ConvertResult> {
+  return startConvert(options).result;
+}
+
+async function convertInto(
+  control: JobControl,
+  options: ConvertOptions,
+  to: ConvertOptions['to'],
+): Promise<ConvertResult> {
+  const { signal } = control;
+  const source = await openSource(options.from, { signal });
+  let result: ConvertResult;
+  try {
+    const sink = await openSink(to, { signal });
+    // Without this a write to a pipe that nobody reads would wait for ever.
+    const onAbort = (): void => sink.abort(signal.reason);
+    signal.addEventListener('abort', onAbort, { once: true });
+    const conversion = new Conversion(
+      control,
+      options,
+      source,
+      sink,
+      typeof to === 'string' ? to : undefined,
+    );
+    try {
+      result = await conversion.run();
+    } catch (error) {
+      sink.abort(error);
+      throw error;
+    } finally {
+      signal.removeEventListener('abort', onAbort);
+      await conversion.release();
+    }
+  } catch (error) {
+    await source.close().catch((later: unknown) => void withCleanupError(error, later));
+    throw error;
+  }
+  await source.close();
+  return result;
+}
+
+class Conversion {
+  readonly #control: JobControl;
+  readonly #options: ConvertOptions;
+  readonly #source: ByteSource;
+  readonly #sink: ByteSink;
+  /** The output's path, if it has one. */
+  readonly #path: string | undefined;
+  readonly #reader: StreamReader;
+  readonly #tmem: TmemKeeper;
+  readonly #began = now();
+  #input: ConvertResult['input'] = 'legacy';
+  #xend: ConvertResult['xend'];
+  #output: ConvertOutput | undefined;
+  #writer: ConvertedWriter | undefined;
+  #header: LegacyHeader | undefined;
+  #state: CheckpointState | undefined;
+  /** The last complete checkpoint. */
+  #complete: CheckpointState | undefined;
+  #checkpoints = 0;
+  #compression = false;
+  #remus: RemusCheckpoints | undefined;
+
+  constructor(
+    control: JobControl,
+    options: ConvertOptions,
+    source: ByteSource,
+    sink: ByteSink,
+    path: string | undefined,
+  ) {
+    this.#control = control;
+    this.#options = options;
+    this.#source = source;
+    this.#sink = sink;
+    this.#path = path;
+    this.#reader = newReader(options);
+    this.#tmem = new TmemKeeper(options.tmem ?? 'refuse');
+  }
+
+  async run(): Promise<ConvertResult> {
+    this.#control.enter('memory');
+    const cutOffAt = await this.#read();
+    const writer = this.#writer as ConvertedWriter;
+    const header = this.#header as LegacyHeader;
+    await this.#remus?.writeOut(writer, this.#control.signal);
+    this.#control.enter('state');
+    await writer.end(this.#complete as CheckpointState);
+    this.#control.enter('complete');
+    // What the guest loses is safe before the image without it is.
+    const tmem = await this.#tmem.end();
+    await this.#sink.end();
+    this.#control.throwIfCancelled();
+    this.#control.note({ transferred: writer.bytes, pages: writer.dataPages });
+    return {
+      output: this.#output as ConvertOutput,
+      input: this.#input,
+      guest: header.guest,
+      width: header.wordSize === 8 ? 64 : 32,
+      guestWidth: header.guestWidth,
+      p2mSize: header.p2mSize,
+      bytesRead: this.#reader.position,
+      bytesWritten: writer.bytes,
+      pages: writer.pages,
+      dataPages: writer.dataPages,
+      checkpoints: this.#checkpoints,
+      cutOffAt,
+      compressed: this.#compression && this.#checkpoints > 1,
+      temporaryBytes: this.#remus?.bytes ?? 0,
+      tmem,
+      xend: this.#xend,
+      elapsed: now() - this.#began,
+    };
+  }
+
+  /** Gives up what is temporary, after success and failure. */
+  async release(): Promise<void> {
+    await this.#tmem.abort();
+    await this.#remus?.close();
+  }
+
+  /** Reads the image to its end. Resolves to where a checkpoint was cut off. */
+  async #read(): Promise<number | undefined> {
+    const reader = this.#reader;
+    const source = this.#source;
+    while (!reader.done) {
+      const bytes = source.take(reader.want);
+      if (bytes === undefined) {
+        if (await this.#more(reader.want)) continue;
+        try {
+          const last = reader.end();
+          if (last !== undefined) await this.#event(last);
+        } catch (error) {
+          if (!(error instanceof StreamFormatError) || error.code !== 'ERR_XEN_STREAM_TRUNCATED') throw error;
+          // The sender of a Remus image never says that it stops.
+          if (this.#checkpoints === 0) throw error;
+          return reader.position;
+        }
+        return undefined;
+      }
+      const event = reader.feed(bytes);
+      if (event === undefined) continue;
+      const work = this.#event(event);
+      if (work !== undefined) await work;
+    }
+    return undefined;
+  }
+
+  /** Waits for bytes. False at the end, or when the image may be over and nothing comes. */
+  async #more(want: number): Promise<boolean> {
+    const { signal } = this.#control;
+    const { heartbeat } = this.#options;
+    if (heartbeat === undefined || this.#checkpoints === 0 || !this.#reader.atBoundary) {
+      return this.#source.wait(want, signal);
+    }
+    const silence = new AbortController();
+    const timer = setTimeout(() => silence.abort(), heartbeat);
+    try {
+      return await this.#source.wait(want, AbortSignal.any([signal, silence.signal]));
+    } catch (error) {
+      if (!silence.signal.aborted || signal.aborted) throw error;
+      return false;
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  #event(event: StreamEvent): Promise<void> | undefined {
+    const writer = this.#writer;
+    switch (event.kind) {
+      case 'page-bytes':
+        this.#control.note({ transferred: writer?.bytes ?? 0, pages: writer?.dataPages ?? 0 });
+        return this.#checkpoints === 0
+          ? writer?.contents(event.bytes)
+          : this.#remus?.contents(event.bytes, event.offset, false);
+      case 'page-data':
+        return this.#checkpoints === 0 ? writer?.batch(event) : this.#later().then((r) => r.table(event));
+      case 'legacy-chunk':
+        return this.#chunk(event);
+      case 'legacy-tail':
+        return this.#tail(event);
+      case 'legacy-tmem':
+        return this.#tmem.take(event) ?? undefined;
+      case 'legacy-header':
+        return this.#begin(event.header);
+      case 'xl-header': {
+        this.#input = 'xl';
+        const { mandatoryFlags, optionalFlags, optionalData } = event.header;
+        if ((mandatoryFlags & XlMandatoryFlag.STREAM_V2) !== 0) throw notLegacy('xl', event.offset);
+        this.#open('xl');
+        if (this.#output !== 'xl') return undefined;
+        const flags = mandatoryFlags | XlMandatoryFlag.STREAM_V2;
+        return this.#writer?.write([encodeXlHeader({ mandatoryFlags: flags, optionalFlags, optionalData })]);
+      }
+      case 'xend-header': {
+        this.#input = 'xend';
+        this.#open('xl');
+        const place = { offset: event.offset + event.raw.length - event.config.length };
+        const { config, notCarried, guest } = configOfXend(parseSxp(event.config, place));
+        this.#xend = { config: event.config, notCarried, guest };
+        return this.#output === 'xl'
+          ? this.#writer?.write([encodeXlHeader({ config: JSON.stringify(config, undefined, 4) })])
+          : undefined;
+      }
+      case 'libxl-header':
+      case 'image-header':
+        throw notLegacy(event.layer, event.offset);
+      default:
+        return undefined;
+    }
+  }
+
+  #open(fallback: ConvertOutput): ConvertedWriter {
+    this.#output ??= this.#options.output ?? fallback;
+    return (this.#writer ??= new ConvertedWriter(this.#sink, this.#output));
+  }
+
+  async #begin(header: LegacyHeader): Promise<void> {
+    this.#header = header;
+    if (this.#xend !== undefined && this.#xend.guest !== header.guest) {
+      const reason = `the configuration is of a guest of kind ${this.#xend.guest}, the image of one of ${header.guest}`;
+      throw formatError(StreamErrorCode.CONFIG, reason, { offset: 0, record: 'xend header' });
+    }
+    this.#state = new CheckpointState(header);
+    this.#control.note({ total: header.p2mSize });
+    const writer = this.#open('libxl');
+    if (this.#input === 'legacy' && this.#output === 'xl') await writer.write([encodeXlHeader({})]);
+    await writer.headers(header);
+  }
+
+  #chunk(event: Extract<StreamEvent, { kind: 'legacy-chunk' }>): Promise<void> | undefined {
+    switch (event.id) {
+      case LegacyChunk.ENABLE_COMPRESSION:
+        this.#compression = true;
+        return undefined;
+      case LegacyChunk.COMPRESSED_DATA:
+        return this.#later().then((remus) => remus.contents(event.body, event.offset, true));
+      case LegacyChunk.TSC_INFO:
+        if (this.#checkpoints === 0) return this.#writer?.tscInfo(event.body);
+        break;
+    }
+    this.#state?.chunk(event);
+    return undefined;
+  }
+
+  #tail(event: Extract<StreamEvent, { kind: 'legacy-tail' }>): Promise<void> | undefined {
+    this.#state?.tail(event);
+    if (!event.completes) return undefined;
+    this.#complete = this.#state;
+    this.#state = new CheckpointState(this.#header as LegacyHeader);
+    if (this.#checkpoints++ === 0) return undefined;
+    return this.#remus?.commit(event.offset, this.#control.signal);
+  }
+
+  /** What keeps the checkpoints after the first. */
+  async #later(): Promise<RemusCheckpoints> {
+    if (this.#remus !== undefined) return this.#remus;
+    const { p2mSize } = this.#header as LegacyHeader;
+    this.#remus = new RemusCheckpoints(this.#options.temporary ?? tmpdir(), p2mSize);
+    if (this.#compression) await this.#loadBase(this.#remus.memory);
+    return this.#remus;
+  }
+
+  /** Deltas change what the first checkpoint brought, which has gone by: it is read again, from the input or the output. */
+  async #loadBase(memory: GuestMemory): Promise<void> {
+    const { from } = this.#options;
+    const again =
+      from instanceof Uint8Array || (typeof from === 'string' && from !== '-')
+        ? await openSource(from, { signal: this.#control.signal }).catch(() => undefined)
+        : undefined;
+    if (again !== undefined && (again.skip !== undefined || from instanceof Uint8Array)) {
+      return closing(again, () => this.#replay(again, newReader(this.#options), memory));
+    }
+    await again?.close();
+    if (this.#path === undefined || this.#path === '-') {
+      throw new UsageError(
+        'the pages of this Remus image are compressed: to convert it, give it as a file, or let the output be one',
+      );
+    }
+    const written = await openSource(this.#path, { signal: this.#control.signal });
+    await closing(written, () => this.#replay(written, new StreamReader(), memory));
+  }
+
+  /** Puts the pages of the first checkpoint into memory. */
+  async #replay(source: ByteSource, reader: StreamReader, memory: GuestMemory): Promise<void> {
+    const { signal } = this.#control;
+    const data = new Float64Array(MAX_BATCH);
+    let ranges: (readonly [number, number])[] = [];
+    while (!reader.done) {
+      const bytes = source.take(reader.want);
+      if (bytes === undefined) {
+        if (!(await source.wait(reader.want, signal))) return;
+        continue;
+      }
+      const event = reader.feed(bytes);
+      if (event?.kind === 'page-data') {
+        const { count, pfns, types } = event;
+        let n = 0;
+        for (let i = 0; i < count; i++)
+          if (pageTypeHasData(types[i] as number)) data[n++] = pfns[i] as number;
+        ranges = [...runs(data, n)];
+      } else if (event?.kind === 'page-bytes') {
+        await writeAt(memory, data, ranges, event.at, event.bytes);
+      } else if (event?.kind === 'legacy-tail' && event.completes) {
+        return;
+      }
+    }
+  }
+}
+
+function newReader({ guest, width }: ConvertOptions): StreamReader {
+  const wordSize = width === undefined ? undefined : width === 32 ? 4 : 8;
+  return new StreamReader({ legacy: { guest, wordSize } });
+}
+
+/** Writes a piece of a batch's contents, which begins at byte `at` of them, to where its pages are. */
+async function writeAt(
+  memory: GuestMemory,
+  pfns: Float64Array,
+  ranges: readonly (readonly [from: number, n: number])[],
+  at: number,
+  bytes: Uint8Array,
+): Promise<void> {
+  for (const [from, n] of ranges) {
+    const begin = Math.max(at, from * PAGE_SIZE);
+    const end = Math.min(at + bytes.length, (from + n) * PAGE_SIZE);
+    if (begin >= end) continue;
+    const offset = offsetOf(pfns[from] as number) + begin - from * PAGE_SIZE;
+    await memory.write(bytes.subarray(begin - at, end - at), offset);
+  }
+}
+
+async function closing<T>(source: ByteSource, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } finally {
+    await source.close();
+  }
+}
+
+function notLegacy(layer: string, offset: number): StreamFormatError {
+  const reason = 'this is a v2 stream already, which needs no conversion';
+  return formatError(StreamErrorCode.FORMAT, reason, { offset, record: `${layer} header` });
+}
