@@ -86,11 +86,12 @@ async function convertInto(
       result = await conversion.run();
     } catch (error) {
       sink.abort(error);
+      await conversion.undo().catch((later: unknown) => void withCleanupError(error, later));
       throw error;
     } finally {
       signal.removeEventListener('abort', onAbort);
-      await conversion.release();
     }
+    await conversion.release();
   } catch (error) {
     await source.close().catch((later: unknown) => void withCleanupError(error, later));
     throw error;
@@ -172,9 +173,17 @@ class Conversion {
     };
   }
 
-  /** Gives up what is temporary, after success and failure. */
+  /** After a failure: nothing is left. */
+  async undo(): Promise<void> {
+    try {
+      await this.#tmem.abort();
+    } finally {
+      await this.release();
+    }
+  }
+
+  /** Gives up what is temporary. */
   async release(): Promise<void> {
-    await this.#tmem.abort();
     await this.#remus?.close();
   }
 
