@@ -13,7 +13,7 @@ export const streamOptions = {
   json: { type: 'boolean' },
 } as const;
 
-export const streamHelp = `  --format FORMAT       auto (default), libxc, libxl or xl
+export const streamHelp = `  --format FORMAT       auto (default), libxc, libxl, xl, legacy or xend
   --json                print one JSON document
   --help                print this text
 `;

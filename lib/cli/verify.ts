@@ -11,8 +11,9 @@ import { formatOf, streamHelp, streamOptions, withStream } from './streams.js';
 const help = `usage: xen-migrate verify FILE|- [options]
 
 Verifies a saved guest or a captured migration: all that Xen's verify-stream-v2 checks, and order, presence, range and
-sizes of records beside it. Errors make a stream invalid, warnings do not. Page contents are read, so
-that a file with unreadable blocks is found out, but they have no checksum that could be verified.
+sizes of records beside it; legacy images of Xen 4.0 to 4.5 too, bare or in files of xl and xend. Errors make a stream
+invalid, warnings do not. Page contents are read, so that a file with unreadable blocks is found out, but they have no
+checksum that could be verified.
 
   --skip-pages          do not read page contents: much faster for a file on a disk
 ${streamHelp}
@@ -40,6 +41,7 @@ function reportLines(file: string, report: VerifyReport): string[] {
   const counts = [counted(errors, 'error'), counted(warnings, 'warning')].filter((text) => text !== '');
   const facts = [
     format === 'unknown' ? 'unknown format' : format,
+    summary.wordSize === undefined ? undefined : `legacy of a ${summary.wordSize * 8}-bit toolstack`,
     summary.guest,
     summary.xenVersion === undefined ? undefined : `Xen ${summary.xenVersion}`,
     bytesText(bytes),

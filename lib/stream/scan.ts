@@ -5,8 +5,9 @@ import { StreamFormatError, throwIfAborted } from '../errors.js';
 import type { ByteSource } from '../transport/types.js';
 import type { RecordEvent, StreamEvent } from './events.js';
 import { CHECKPOINT_STATE_SIZE, LibxlRecord, libxlRecordName } from './libxl/constants.js';
-import { recogniseFormat, RECOGNISE_SIZE, type RecognisedFormat, type StreamFormat } from './recognise.js';
+import { recogniseFormat, RECOGNISE_SIZE, type RecognisedFormat } from './recognise.js';
 import { StreamReader, type StreamReaderOptions } from './stream-reader.js';
+import { XL_HANDOVER } from './xl/constants.js';
 
 export interface ScanOptions extends Pick<StreamReaderOptions, 'format' | 'maxRecordLength'> {
   /** False: the end of the stream is the end; what follows it is neither read nor counted. Default true. */
@@ -18,6 +19,9 @@ export type ScannedFormat = RecognisedFormat | 'unknown';
 
 /** First bytes after the end of the stream, kept to be recognised. */
 const TAIL_SIZE = 64;
+
+/** Of xl's hand-over after a legacy image without LAST_CHECKPOINT, what its reader takes for a chunk's id at first. */
+const HANDOVER_SEEN = 4;
 
 /** Stands for page contents that nobody looks at. Never written to. */
 const UNREAD = new Uint8Array(1 << 20);
@@ -48,7 +52,7 @@ export class Scan {
 
   constructor(options: ScanOptions, onEvent: (event: StreamEvent) => void) {
     const { format, maxRecordLength } = options;
-    this.#reader = new StreamReader({ format, maxRecordLength, lenient: true });
+    this.#reader = new StreamReader({ format, maxRecordLength, lenient: true, legacy: true });
     this.#onEvent = onEvent;
     this.#wantsTrailing = options.trailing ?? true;
   }
@@ -72,7 +76,7 @@ export class Scan {
 
   /** Offset of the next byte of the stream proper. */
   get position(): number {
-    return this.#reader.position;
+    return this.#reader.position - this.#handover;
   }
 
   /** True once the stream's last byte was there. */
@@ -82,12 +86,21 @@ export class Scan {
 
   /** Bytes after the end of the stream. */
   get trailing(): number {
-    return this.#trailing;
+    return this.#trailing + this.#handover;
   }
 
-  /** The first of them, up to 64. */
-  get tail(): Uint8Array {
-    return this.#tail.subarray(0, Math.min(this.#trailing, TAIL_SIZE));
+  /** Bytes after the end of the stream are xl's hand-over, as in a captured migration, and no others. */
+  get handover(): boolean {
+    const text = String.fromCharCode(...this.#tail.subarray(0, Math.min(this.#trailing, TAIL_SIZE)));
+    return text === XL_HANDOVER.slice(this.#handover);
+  }
+
+  /** A legacy image without LAST_CHECKPOINT ends where its reader has seen the first word of xl's hand-over: so many bytes. */
+  get #handover(): number {
+    if (this.#reader.checkpoints === undefined) return 0;
+    const rest = XL_HANDOVER.slice(HANDOVER_SEEN);
+    if (this.#trailing !== rest.length) return 0;
+    return Buffer.from(this.#tail.subarray(0, rest.length)).toString('latin1') === rest ? HANDOVER_SEEN : 0;
   }
 
   /** The format as told or recognised. */
@@ -133,11 +146,12 @@ export class Scan {
     }
   }
 
-  /** Says that no bytes follow. */
+  /** Says that no bytes follow. A legacy image may have an event left for that. */
   end(): void {
     if (this.#error !== undefined) return;
     try {
-      this.#reader.end();
+      const event = this.#reader.end();
+      if (event !== undefined) this.#give(event);
     } catch (error) {
       this.#fail(error);
     }
@@ -145,7 +159,9 @@ export class Scan {
 
   #give(event: StreamEvent): void {
     if (event.kind === 'page-bytes') this.#contents -= event.bytes.length;
-    else if (event.kind === 'page-data') this.#contents = event.violation ? 0 : event.dataPages * PAGE_SIZE;
+    else if (event.kind === 'page-data') {
+      this.#contents = event.violation || event.compressed ? 0 : event.dataPages * PAGE_SIZE;
+    }
     this.#onEvent(event.kind === 'record' ? this.#colo(event) : event);
   }
 
@@ -223,4 +239,11 @@ export async function feedAll(
 }
 
 /** Formats that `--format` and the like may name. */
-export const SCAN_FORMATS: readonly (StreamFormat | 'auto')[] = ['auto', 'libxc', 'libxl', 'xl'];
+export const SCAN_FORMATS: readonly (RecognisedFormat | 'auto')[] = [
+  'auto',
+  'libxc',
+  'libxl',
+  'xl',
+  'legacy',
+  'xend',
+];

@@ -27,9 +27,9 @@ export const EXTRA_CHECKS: readonly ExtraCheck[] = [
   { reason: 'xl mandatory flags', code: C.FLAGS, record: 'xl header', path: 'any' },
   {
     reason: 'xl files without the v2 flag: it reads a v2 stream all the same',
-    code: C.LEGACY,
-    record: 'xl header',
-    path: 'any',
+    code: C.LIMIT,
+    record: 'header',
+    path: /^p2m_size$/,
   },
   { reason: 'lengths above what receivers take', code: C.LIMIT, path: 'any' },
   { reason: 'xl byte order', code: C.ENDIANNESS, record: 'xl header', path: 'any' },

@@ -1,11 +1,29 @@
 /** Checks of an HVM or PVH guest's records. */
 
 import { hvmParamName } from '../../abi/hvm.js';
+import type { StreamPlace } from '../../errors.js';
 import { StreamErrorCode } from '../codes.js';
 import type { RecordEvent } from '../events.js';
 import { HVM_PARAMS_ENTRY_SIZE, HVM_PARAMS_HEAD_SIZE, HvmSaveCode, LibxcRecord } from '../libxc/constants.js';
 import { decodeHvmParams, hvmSaveRecords } from '../libxc/hvm.js';
 import { attempt, checkReserved, placeIn, type VerifyContext } from './context.js';
+import type { FindingList } from './report.js';
+
+/** Opaque to the stream; Xen refuses a context that does not begin with its header, or ends before its end. */
+export function checkHvmContext(findings: FindingList, place: StreamPlace, context: Uint8Array): void {
+  let first: number | undefined;
+  let last: number | undefined;
+  for (const { typecode, length, data } of hvmSaveRecords(context)) {
+    first ??= typecode;
+    last = data.length < length ? undefined : typecode;
+  }
+  if (first === HvmSaveCode.HEADER && last === HvmSaveCode.END) return;
+  const message =
+    first === HvmSaveCode.HEADER
+      ? 'the hypervisor save records have no end'
+      : 'does not begin with the header of hypervisor save records';
+  findings.warning(StreamErrorCode.FIELD, place, message);
+}
 
 /** Follows what an HVM stream says of its guest beside pages. */
 export class HvmChecker {
@@ -21,19 +39,7 @@ export class HvmChecker {
   context(event: RecordEvent, whole: boolean): void {
     this.#hadContext = true;
     if (!whole) return;
-    // Opaque to the stream; Xen refuses one that does not begin with its header, or ends before its end.
-    let first: number | undefined;
-    let last: number | undefined;
-    for (const { typecode, length, data } of hvmSaveRecords(event.body)) {
-      first ??= typecode;
-      last = data.length < length ? undefined : typecode;
-    }
-    if (first === HvmSaveCode.HEADER && last === HvmSaveCode.END) return;
-    const message =
-      first === HvmSaveCode.HEADER
-        ? 'the hypervisor save records have no end'
-        : 'does not begin with the header of hypervisor save records';
-    this.#context.findings.warning(StreamErrorCode.FIELD, placeIn(event, 'blob', 0), message);
+    checkHvmContext(this.#context.findings, placeIn(event, 'blob', 0), event.body);
   }
 
   params(event: RecordEvent, whole: boolean): void {

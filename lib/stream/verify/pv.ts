@@ -1,7 +1,8 @@
 /** Checks of a PV guest's records. */
 
-import { cr3ToFrame, GDT_ENTS_PER_FRAME, MAX_GDT_ENTS, VCPU_CONTEXT } from '../../abi/pv.js';
+import { cr3ToFrame, GDT_ENTS_PER_FRAME, MAX_GDT_ENTS, VCPU_CONTEXT, type GuestWidth } from '../../abi/pv.js';
 import { u32, u64, u64n } from '../../bytes/le.js';
+import type { StreamPlace } from '../../errors.js';
 import { StreamErrorCode } from '../codes.js';
 import type { RecordEvent } from '../events.js';
 import { LibxcRecord, PV_INFO_SIZE, VCPU_HEAD_SIZE, VCPU_MSR_SIZE } from '../libxc/constants.js';
@@ -13,15 +14,59 @@ import {
   type X86PvVcpuType,
 } from '../libxc/pv.js';
 import { attempt, checkReserved, placeIn, type VerifyContext } from './context.js';
+import type { FindingList } from './report.js';
 
 /** Vcpus that Xen gives a PV guest at most (MAX_VIRT_CPUS). */
 const PV_VCPUS_MAX = 8192;
 
 /** A frame of a vcpu that must lie within the p2m, which may still grow after it. */
-interface VcpuFrame {
+export interface VcpuFrame {
   readonly offset: number;
   readonly path: string;
   readonly pfn: number;
+}
+
+/**
+ * Frames that a receiver looks up in a vcpu's basic state: vcpu 0's start_info, the GDT's, those of the page-table bases.
+ * Reports a GDT that is too large.
+ *
+ * @param place of the state
+ */
+export function vcpuFrames(
+  findings: FindingList,
+  place: StreamPlace,
+  width: GuestWidth,
+  vcpuId: number,
+  blob: Uint8Array,
+): readonly VcpuFrame[] {
+  const layout = VCPU_CONTEXT[width];
+  if (blob.length !== layout.size) return [];
+  const name = place.path === undefined ? '' : `${place.path}.`;
+  const frames: VcpuFrame[] = [];
+  const word = (at: number): number => (width === 8 ? u64n(blob, at) : u32(blob, at));
+  const add = (field: string, at: number, pfn: number): void => {
+    frames.push({ offset: place.offset + at, path: `${name}${field}`, pfn });
+  };
+  if (vcpuId === 0) add(width === 8 ? 'user_regs.rdx' : 'user_regs.edx', layout.rdx, word(layout.rdx));
+  const ents = word(layout.gdtEnts);
+  if (ents > MAX_GDT_ENTS) {
+    const { record } = place;
+    const where = { offset: place.offset + layout.gdtEnts, record, path: `${name}gdt_ents` };
+    findings.error(StreamErrorCode.FIELD, where, `${ents} GDT entries, at most ${MAX_GDT_ENTS}`);
+  } else {
+    for (let i = 0; i < Math.ceil(ents / GDT_ENTS_PER_FRAME); i++) {
+      const at = layout.gdtFrames + i * width;
+      add(`gdt_frames[${i}]`, at, word(at));
+    }
+  }
+  const base = (n: number): bigint =>
+    width === 8 ? u64(blob, layout.ctrlreg + 8 * n) : BigInt(u32(blob, layout.ctrlreg + 4 * n));
+  add('ctrlreg[3]', layout.ctrlreg + 3 * width, cr3ToFrame(base(3), width));
+  // A 64-bit guest's user page tables; bit 0 says that there are some.
+  if (width === 8 && (base(1) & 1n) === 1n) {
+    add('ctrlreg[1]', layout.ctrlreg + width, cr3ToFrame(base(1), width));
+  }
+  return frames;
 }
 
 /** Follows what a PV stream says of its guest beside pages. */
@@ -175,37 +220,11 @@ export class PvChecker {
     this.#context.findings.error(StreamErrorCode.ORDER, placeIn(event), 'before X86_PV_INFO');
   }
 
-  /** Frames that a receiver looks up: vcpu 0's start_info, the GDT's, those of the page-table bases. */
   #framesOf(event: RecordEvent, vcpuId: number, blob: Uint8Array): readonly VcpuFrame[] {
     const { findings, summary } = this.#context;
-    const width = summary.guestWidth;
-    if (width === undefined || blob.length !== VCPU_CONTEXT[width].size) return [];
-    const layout = VCPU_CONTEXT[width];
-    const frames: VcpuFrame[] = [];
-    const word = (at: number): number => (width === 8 ? u64n(blob, at) : u32(blob, at));
-    const add = (path: string, at: number, pfn: number): void => {
-      frames.push({ offset: event.offset + 8 + VCPU_HEAD_SIZE + at, path, pfn });
-    };
-    if (vcpuId === 0)
-      add(width === 8 ? 'blob.user_regs.rdx' : 'blob.user_regs.edx', layout.rdx, word(layout.rdx));
-    const ents = word(layout.gdtEnts);
-    if (ents > MAX_GDT_ENTS) {
-      const place = placeIn(event, 'blob.gdt_ents', VCPU_HEAD_SIZE + layout.gdtEnts);
-      findings.error(StreamErrorCode.FIELD, place, `${ents} GDT entries, at most ${MAX_GDT_ENTS}`);
-    } else {
-      for (let i = 0; i < Math.ceil(ents / GDT_ENTS_PER_FRAME); i++) {
-        const at = layout.gdtFrames + i * width;
-        add(`blob.gdt_frames[${i}]`, at, word(at));
-      }
-    }
-    const base = (n: number): bigint =>
-      width === 8 ? u64(blob, layout.ctrlreg + 8 * n) : BigInt(u32(blob, layout.ctrlreg + 4 * n));
-    add('blob.ctrlreg[3]', layout.ctrlreg + 3 * width, cr3ToFrame(base(3), width));
-    // A 64-bit guest's user page tables; bit 0 says that there are some.
-    if (width === 8 && (base(1) & 1n) === 1n) {
-      add('blob.ctrlreg[1]', layout.ctrlreg + width, cr3ToFrame(base(1), width));
-    }
-    return frames;
+    if (summary.guestWidth === undefined) return [];
+    const place = placeIn(event, 'blob', VCPU_HEAD_SIZE);
+    return vcpuFrames(findings, place, summary.guestWidth, vcpuId, blob);
   }
 
   /** The hypervisor takes vcpu and size from the blob, not from the record. */

@@ -31,25 +31,27 @@ export interface VerifySummary {
   xenVersion: string | undefined;
   /** Made from a legacy stream by a converter. */
   converted: boolean;
+  /** Legacy images: word size of the toolstack that wrote it, in bytes. Undefined for v2 streams. */
+  wordSize: 4 | 8 | undefined;
   /** PV: word size in bytes. */
   guestWidth: 4 | 8 | undefined;
   /** PV: highest pfn of the p2m. */
   maxPfn: number | undefined;
   /** PV: vcpus with a basic state. */
   vcpus: number;
-  /** Records by name, those of unknown types together. */
+  /** Records by name, those of unknown types together; chunks and parts of legacy images. */
   records: Record<string, number>;
-  /** Entries of PAGE_DATA records. */
+  /** Entries of PAGE_DATA records, or of a legacy image's page batches. */
   pageEntries: number;
   /** Of them, those with data. */
   dataPages: number;
-  /** Complete checkpoints. */
+  /** Complete checkpoints; 0 for a stream that is not a checkpointed one. */
   checkpoints: number;
-  /** True if there is a VERIFY record. */
+  /** True if there is a VERIFY record, or a legacy image's ENABLE_VERIFY_MODE. */
   verifyPass: boolean;
   /** True if COLO's checkpoint states were seen. */
   colo: boolean;
-  /** True if the stream was read to its last END record. */
+  /** True if the stream was read to its last END record, a legacy image to the end of its tail. */
   complete: boolean;
   /** Bytes after the end. */
   trailingBytes: number;

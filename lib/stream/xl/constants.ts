@@ -22,3 +22,6 @@ export const XL_OPTIONAL_DATA_MAX = 16 << 20;
 
 /** The configuration's length before the configuration. */
 export const XL_CONFIG_LENGTH_SIZE = 4;
+
+/** What xl's sender writes behind the stream of a migration, with its NUL. */
+export const XL_HANDOVER = 'domain is yours, you are cleared to unpause\0';

@@ -617,7 +617,7 @@ const cases: Record<string, Case[]> = {
     ['magic', T.poke(T.inXl(), 'xl header', 31, 0), ['E ID xl header.magic']],
     ['byte order', T.poke(T.inXl(), 'xl header', 32, 1, 2, 3, 4), ['E ENDIANNESS xl header.byteorder']],
     ['unknown flag', T.poke(T.inXl(), 'xl header', 36, 7), ['E FLAGS xl header.mandatoryFlags']],
-    ['legacy stream', T.poke(T.inXl(), 'xl header', 36, 1), ['E LEGACY xl header.mandatoryFlags']],
+    ['flags of a legacy image', T.poke(T.inXl(), 'xl header', 36, 1), ['E LIMIT header.p2m_size']],
     ['configuration that is no JSON', T.inXl(inLibxl, 'hvm', '{'), ['E CONFIG xl header.config']],
     ['configuration that is no object', T.inXl(inLibxl, 'hvm', '[1]'), ['E CONFIG xl header.config']],
     ['configuration without a type', T.inXl(inLibxl, 'hvm', '{"c_info":{}}'), []],
@@ -679,8 +679,8 @@ describe('formats', () => {
     ['nothing', new Uint8Array(0), 'unknown', 'E TRUNCATED'],
     ['seven bytes', new Uint8Array(7).fill(0xff), 'unknown', 'E TRUNCATED'],
     ['garbage', Buffer.from('hello, world'), 'unknown', 'E FORMAT'],
-    ['a legacy image', Uint8Array.from([0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0]), 'legacy', 'E LEGACY'],
-    ["xend's", Buffer.from('LinuxGuestRecord'), 'xend', 'E LEGACY'],
+    ['a legacy image', Uint8Array.from([0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0]), 'legacy', 'E TRUNCATED header'],
+    ["xend's", Buffer.from('LinuxGuestRecord'), 'xend', 'E TRUNCATED xend header'],
   ])('%s', (_what, bytes, format, finding) => {
     const verifier = new Verifier();
     verifier.feed(bytes);
