@@ -134,8 +134,9 @@ export function hvmImage(image: Fields, domain: Fields, screen: Fields | undefin
   }
   const { vnc, sdl, keymap } = screenOf(screen === undefined ? [image] : [screen, image]);
   screen?.finish(true);
-  // libxl has a firmware of its own, and restores need none.
-  image.ignore(['loader', 'display', 'xauthority', 'type']);
+  const loader = image.text('loader');
+  if (loader !== undefined && baseName(loader) !== 'hvmloader')
+    image.lacks('loader', 'libxl has a firmware of its own');
   for (const name of ['bootloader', 'bootloader_args', 'features']) domain.drop(name, 'for PV guests only');
   const build = compact({
     video_memkb: videoKib,

@@ -411,6 +411,15 @@ describe('an HVM guest', () => {
   });
 
   test.each([
+    ['/usr/lib/xen/boot/hvmloader', []],
+    ['/opt/firmware', ['image.loader: libxl has a firmware of its own']],
+  ])('firmware %s', (loader, lines) => {
+    const { config, notCarried } = guest({ kind: 'hvm', image: `(loader ${loader})` });
+    expect(JSON.stringify(config)).not.toContain(loader);
+    expect(notCarried).toEqual(lines);
+  });
+
+  test.each([
     ['/usr/lib/xen/bin/qemu-dm', undefined, []],
     ['/usr/lib/xen/bin/stubdom-dm', 'True', []],
     ['/opt/qemu', undefined, ["image.device_model: qemu-xen-traditional's is taken"]],
