@@ -11,9 +11,10 @@ import { formatOf, streamHelp, streamOptions, withStream } from './streams.js';
 const help = `usage: xen-migrate inspect FILE|- [options]
 
 Shows what is in a saved guest or a captured migration: headers, records with their offsets, guest, vcpus, pages by type,
-zero pages, pages sent more than once, the passes over memory. Whether it is right, verify tells.
+zero pages, pages sent more than once, the passes over memory. Legacy images of Xen 4.0 to 4.5 too, bare or in files of
+xl and xend, with their tmem pools. Whether it is right, verify tells.
 
-  --pages               a row for each PAGE_DATA record
+  --pages               a row for each PAGE_DATA record, or each page batch
 ${streamHelp}
 Exit code: 0 read to its end (or cut after a complete checkpoint), 1 not readable that far, 2 wrong arguments or an
 unreadable file.

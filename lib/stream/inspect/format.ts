@@ -2,6 +2,7 @@
 
 import { printable } from '../../bytes/printable.js';
 import { StreamErrorCode } from '../codes.js';
+import { poolText } from './legacy-tmem.js';
 import type { Inspection, Iteration, RecordRow } from './report.js';
 
 /** Rows of a table that people are shown without asking. */
@@ -19,6 +20,8 @@ export function formatInspection(inspection: Inspection): string {
     ...section('HVM parameters', params(inspection)),
     ...section('Hypervisor save records', context(inspection)),
     ...section('vcpus', vcpus(inspection)),
+    ...section("Regions of QEMU's memory (toolstack chunk)", physmap(inspection)),
+    ...section('tmem', tmem(inspection)),
     ...section('Records', records(inspection)),
   ];
   return `${lines.join('\n')}\n`;
@@ -37,7 +40,7 @@ function bytes(n: number): string {
 }
 
 function overview(of: Inspection): string[] {
-  const { xl, domain, image, pv, hvm, tsc, emulator, error } = of;
+  const { xl, domain, image, legacy, pv, hvm, tsc, emulator, error } = of;
   const rows: [string, string | undefined][] = [
     ['format', of.format],
     ['size', bytes(of.bytes)],
@@ -45,7 +48,11 @@ function overview(of: Inspection): string[] {
     ['name', xl?.name === undefined ? undefined : printable(xl.name)],
     [
       'written by',
-      domain?.converted === true ? 'a converter, from a legacy stream' : version(domain?.xenVersion),
+      legacy !== undefined
+        ? `Xen 4.5 or older, ${legacy.wordSize * 8}-bit toolstack (legacy image)`
+        : domain?.converted === true
+          ? 'a converter, from a legacy stream'
+          : version(domain?.xenVersion),
     ],
     ['image version', image?.version.toString()],
     ['vcpus', vcpuCount(of)],
@@ -59,6 +66,8 @@ function overview(of: Inspection): string[] {
     ['TSC', tsc && `mode ${tsc.mode}, ${tsc.khz} kHz, ${tsc.nsec} ns, incarnation ${tsc.incarnation}`],
     ['policies', of.image && `${of.cpuidLeaves} CPUID leaves, ${of.msrs} MSRs`],
     ['HVM parameters', hvm && String(hvm.params.length)],
+    ['QEMU', legacy?.qemu && printable(`${legacy.qemu.signature}, state of ${bytes(legacy.qemu.length)}`)],
+    ['compression', compression(of)],
     ['emulator', emulator && `${emulator.name}, state of ${bytes(emulator.contextLength)}`],
     ['checkpoints', of.checkpointCount > 0 ? String(of.checkpointCount) : undefined],
     ['after the end', of.trailingBytes > 0 ? `${of.trailingBytes} bytes` : undefined],
@@ -80,10 +89,18 @@ function version(xenVersion: string | undefined): string | undefined {
   return xenVersion === undefined ? undefined : `Xen ${xenVersion}`;
 }
 
-function guest({ domain, pv, xl }: Inspection): string | undefined {
-  if (domain === undefined) return undefined;
+function compression({ legacy }: Inspection): string | undefined {
+  if (legacy?.compression === undefined) return undefined;
+  const { pages, chunks, bytes: size, changes, unchanged, whole } = legacy.compression;
+  if (chunks === 0 && pages === 0) return 'enabled';
+  return `${pages} pages, ${changes} changes (${unchanged} of nothing, ${whole} whole) in ${bytes(size)}`;
+}
+
+function guest({ domain, legacy, pv, xl }: Inspection): string | undefined {
+  const kind = domain?.guest ?? (legacy && (legacy.guest === 'pv' ? 'x86 PV' : 'x86 HVM'));
+  if (kind === undefined) return undefined;
   const width = pv?.guestWidth === undefined ? '' : `, ${pv.guestWidth * 8}-bit`;
-  return `${domain.guest}${width}${xl?.type === undefined ? '' : ` (${printable(xl.type)} by xl's configuration)`}`;
+  return `${kind}${width}${xl?.type === undefined ? '' : ` (${printable(xl.type)} by xl's configuration)`}`;
 }
 
 function vcpuCount({ pv, hvm, xl }: Inspection): string | undefined {
@@ -99,6 +116,7 @@ function pageLines({ pages }: Inspection): string[] {
     ...Object.entries(pages.byType).map(([name, n]): [string, string] => [`  ${name}`, String(n)]),
     ['with data', String(pages.data)],
     ['  all zero', String(pages.zero)],
+    ...(pages.compressed > 0 ? [['compressed', String(pages.compressed)] as [string, string]] : []),
     ['frames', String(pages.frames)],
     ['  sent again', String(pages.framesSentAgain)],
   ];
@@ -111,11 +129,19 @@ function pageLines({ pages }: Inspection): string[] {
 function iterations({ iterations: all, iterationsOmitted }: Inspection): string[] {
   if (all.length < 2) return [];
   const shown = all.slice(0, ITERATIONS_SHOWN);
+  // A column that v2 streams have no use for.
+  const compressed = all.some(({ compressedPages }) => compressedPages > 0);
   const row = (it: Iteration, i: number): string[] =>
-    [i + 1, it.part, it.records, it.entries, it.dataPages, it.zeroPages, it.offset].map(String);
+    [
+      ...[i + 1, it.part, it.records, it.entries, it.dataPages, it.zeroPages],
+      ...(compressed ? [it.compressedPages] : []),
+      it.offset,
+    ].map(String);
   const head = ['', 'part', 'records', 'entries', 'with data', 'all zero', 'offset'];
+  if (compressed) head.splice(-1, 0, 'compressed');
   const rest = all.length - shown.length + iterationsOmitted;
-  return [...table([head, ...shown.map(row)], [0, 2, 3, 4, 5, 6]), ...(rest > 0 ? [`… ${rest} more`] : [])];
+  const lines = table([head, ...shown.map(row)], [0, 2, 3, 4, 5, 6, 7]);
+  return [...lines, ...(rest > 0 ? [`… ${rest} more`] : [])];
 }
 
 function params({ hvm }: Inspection): string[] {
@@ -132,6 +158,21 @@ function vcpus({ pv }: Inspection): string[] {
   if (pv === undefined || pv.vcpus.length === 0) return [];
   const rows = pv.vcpus.map((row) => [row.vcpuId, row.basic, row.extended, row.xsave, row.msrs].map(String));
   return table([['vcpu', 'basic', 'extended', 'xsave', 'MSRs'], ...rows], [0, 1, 2, 3, 4]);
+}
+
+function physmap({ legacy }: Inspection): string[] {
+  const rows = legacy?.physmap.map((of) => [printable(of.name), of.startAddr, of.size, of.physOffset]) ?? [];
+  return rows.length === 0 ? [] : table([['name', 'start', 'size', 'offset'], ...rows], [1, 2, 3]);
+}
+
+function tmem({ tmem: of }: Inspection): string[] {
+  if (of === undefined) return [];
+  const persistent = of.pools.filter((pool) => pool.persistent).length;
+  const invalidated = of.invalidated > 0 ? `, ${of.invalidated} of them invalidated later` : '';
+  return [
+    `${of.pools.length} pools, ${persistent} persistent, ${of.pages} pages${invalidated}`,
+    ...of.pools.map(poolText),
+  ];
 }
 
 function records({ records: rows, recordsOmitted }: Inspection): string[] {

@@ -69,7 +69,7 @@ export class GuestFacts {
         return `mode ${mode}, ${khz} kHz, ${nsec} ns, incarnation ${incarnation}`;
       }
       case LibxcRecord.HVM_CONTEXT:
-        return this.#context(body);
+        return this.hvmContext(body);
       case LibxcRecord.HVM_PARAMS: {
         const { entries } = decodeHvmParams(body, event);
         this.hvm.params = entries.map(({ index, value }) => {
@@ -110,14 +110,20 @@ export class GuestFacts {
     }
   }
 
-  #vcpu(type: number, body: Uint8Array): string {
-    const vcpuId = u32(body, 0);
+  /** The row of a PV vcpu; undefined if there are too many. */
+  vcpuRow(vcpuId: number): VcpuRow | undefined {
     let row = this.#vcpus.get(vcpuId);
     if (row === undefined && this.#vcpus.size < VCPUS_MAX) {
       row = { vcpuId, basic: 0, extended: 0, xsave: 0, msrs: 0 };
       this.#vcpus.set(vcpuId, row);
       this.pv.vcpus.push(row);
     }
+    return row;
+  }
+
+  #vcpu(type: number, body: Uint8Array): string {
+    const vcpuId = u32(body, 0);
+    const row = this.vcpuRow(vcpuId);
     const length = body.length - VCPU_HEAD_SIZE;
     if (row !== undefined) {
       if (type === LibxcRecord.X86_PV_VCPU_BASIC) row.basic = length;
@@ -128,7 +134,8 @@ export class GuestFacts {
     return `vcpu ${vcpuId}`;
   }
 
-  #context(body: Uint8Array): string {
+  /** The hypervisor's save records. */
+  hvmContext(body: Uint8Array): string {
     const byType = new Map<string, { name: string; records: number; bytes: number }>();
     let records = 0;
     let vcpus = 0;

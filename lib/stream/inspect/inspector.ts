@@ -2,14 +2,24 @@
 
 import { StreamFormatError } from '../../errors.js';
 import type { DomainHeaderEvent, RecordEvent, StreamEvent, XlHeaderEvent } from '../events.js';
+import { LegacyChunk, LegacyPart } from '../legacy/constants.js';
+import type {
+  LegacyChunkEvent,
+  LegacyHeaderEvent,
+  LegacyTailEvent,
+  LegacyTmemEvent,
+} from '../legacy/events.js';
 import { DomainType, LibxcRecord, XEN_MAJOR_CONVERTED } from '../libxc/constants.js';
 import { DOMAIN_HEADER, IMAGE_HEADER } from '../libxc/headers.js';
 import { LibxlRecord } from '../libxl/constants.js';
 import { LIBXL_HEADER } from '../libxl/header.js';
 import { Scan, type ScanOptions } from '../scan.js';
+import { XEND_HEADER } from '../xend/header.js';
 import { XlMandatoryFlag } from '../xl/constants.js';
 import { parseXlConfig, XL_HEADER } from '../xl/header.js';
 import { GuestFacts } from './guest.js';
+import { TmemInspection, type TmemRow } from './legacy-tmem.js';
+import { LegacyImageFacts } from './legacy.js';
 import { PageStatistics } from './pages.js';
 import type { Inspection } from './report.js';
 import { RowList } from './rows.js';
@@ -36,11 +46,14 @@ export class Inspector {
   readonly #rows: RowList;
   readonly #pages = new PageStatistics();
   readonly #guest = new GuestFacts();
+  readonly #legacy = new LegacyImageFacts(this.#guest);
+  readonly #tmem = new TmemInspection();
   readonly #counts: Record<string, number> = {};
   readonly #checkpoints: number[] = [];
   #checkpointCount = 0;
   #problems = 0;
   #xl: Inspection['xl'];
+  #xend: Inspection['xend'];
   #libxl: Inspection['libxl'];
   #image: Inspection['image'];
   #domain: Inspection['domain'];
@@ -76,7 +89,8 @@ export class Inspector {
         this.#pages.contents(event);
         return;
       case 'page-data':
-        this.#count('PAGE_DATA');
+        this.#count(event.layer === 'legacy' ? LegacyPart.PAGE_BATCH : 'PAGE_DATA');
+        this.#legacy.batch(event);
         this.#pages.table(event);
         this.#rows.pageData(event, this.#problem(event.violation));
         return;
@@ -106,6 +120,25 @@ export class Inspector {
       }
       case 'domain-header':
         this.#domainHeader(event);
+        return;
+      case 'xend-header': {
+        const { config, raw } = event;
+        this.#xend = { configLength: config.length };
+        const about = `${config.length} bytes of configuration`;
+        this.#rows.add('xend', XEND_HEADER, event, { length: raw.length, about });
+        return;
+      }
+      case 'legacy-header':
+        this.#legacyHeader(event);
+        return;
+      case 'legacy-chunk':
+        this.#legacyChunk(event);
+        return;
+      case 'legacy-tmem':
+        this.#legacyTmem(event);
+        return;
+      case 'legacy-tail':
+        this.#legacyTail(event);
         return;
     }
   }
@@ -156,23 +189,77 @@ export class Inspector {
   #record(event: RecordEvent): void {
     const { layer, name, type, body } = event;
     this.#count(layer === 'libxl' && type === LibxlRecord.END ? 'libxl END' : name);
-    let about = '';
-    let problem = this.#problem(event.violation);
-    if (problem === undefined) {
-      try {
-        about = layer === 'libxc' ? this.#guest.libxc(event) : this.#guest.libxl(event);
-      } catch (error) {
-        problem = this.#problem(error);
-      }
-    }
-    this.#rows.add(layer, name, event, { type, length: body.length, about, problem });
+    const told = this.#tell(event.violation, () =>
+      layer === 'libxc' ? this.#guest.libxc(event) : this.#guest.libxl(event),
+    );
+    this.#rows.add(layer, name, event, { type, length: body.length, ...told });
     if (layer !== 'libxc') return;
     if (type === LibxcRecord.VERIFY) this.#pages.begin('verify');
-    else if (type === LibxcRecord.CHECKPOINT) {
-      this.#pages.begin('checkpoint');
-      this.#checkpointCount++;
-      if (this.#checkpoints.length < CHECKPOINTS_MAX) this.#checkpoints.push(event.offset);
+    else if (type === LibxcRecord.CHECKPOINT) this.#checkpoint(event.offset);
+  }
+
+  #checkpoint(offset: number): void {
+    this.#pages.begin('checkpoint');
+    this.#checkpointCount++;
+    if (this.#checkpoints.length < CHECKPOINTS_MAX) this.#checkpoints.push(offset);
+  }
+
+  #legacyHeader(event: LegacyHeaderEvent): void {
+    const about = this.#legacy.header(event);
+    const problem = this.#problem(event.violation);
+    this.#rows.add('legacy', LegacyPart.HEADER, event, { length: event.length, about, problem });
+  }
+
+  #legacyChunk(event: LegacyChunkEvent): void {
+    const { id, name, body } = event;
+    if (id !== LegacyChunk.END) this.#count(name);
+    const told = this.#tell(event.violation, () => this.#legacy.chunk(event));
+    this.#rows.add('legacy', name, event, { type: id, length: body.length, ...told });
+    if (id === LegacyChunk.ENABLE_VERIFY_MODE) this.#pages.begin('verify');
+  }
+
+  #legacyTmem(event: LegacyTmemEvent): void {
+    this.#tmemRow(this.#tmem.event(event), event.violation);
+  }
+
+  #tmemRow(row: TmemRow | undefined, violation?: StreamFormatError): void {
+    if (row === undefined) return;
+    const { name, offset, length, about } = row;
+    this.#count(name);
+    this.#rows.add('legacy', name, { offset }, { length, about, problem: this.#problem(violation) });
+  }
+
+  #legacyTail(event: LegacyTailEvent): void {
+    const { part, body, completes } = event;
+    this.#count(part);
+    const told = this.#tell(event.violation, () => this.#legacy.tail(event));
+    this.#rows.add('legacy', part, event, { length: body.length, ...told });
+    if (!completes) return;
+    this.#legacy.endCheckpoint();
+    this.#checkpoint(this.#scan.position);
+  }
+
+  /** A few words on a record; or, if it cannot be decoded, why a receiver would refuse it. */
+  #tell(
+    violation: StreamFormatError | undefined,
+    about: () => string,
+  ): { about: string; problem: string | undefined } {
+    const problem = this.#problem(violation);
+    if (problem !== undefined) return { about: '', problem };
+    try {
+      return { about: about(), problem: undefined };
+    } catch (error) {
+      return { about: '', problem: this.#problem(error) };
     }
+  }
+
+  /** A legacy image with one complete checkpoint is a plain one, unless it says otherwise. */
+  #plainLegacy(): void {
+    const { facts } = this.#legacy;
+    if (facts === undefined || this.#checkpointCount !== 1) return;
+    if (!facts.lastCheckpoint && (facts.compression !== undefined || !this.#scan.complete)) return;
+    this.#checkpointCount = 0;
+    this.#checkpoints.length = 0;
   }
 
   /** Counts what a receiver would refuse. Returns the reason. */
@@ -191,9 +278,12 @@ export class Inspector {
   #finish(): Inspection {
     const scan = this.#scan;
     scan.end();
+    this.#tmemRow(this.#tmem.endPool());
+    this.#plainLegacy();
     const { error } = scan;
     const guest = this.#guest;
-    const kind = this.#domain?.guest;
+    const legacy = this.#legacy.facts;
+    const kind = this.#domain?.guest ?? (legacy && (legacy.guest === 'pv' ? 'x86 PV' : 'x86 HVM'));
     return {
       format: scan.format,
       bytes: scan.bytes,
@@ -208,6 +298,9 @@ export class Inspector {
       problems: this.#problems,
       trailingBytes: scan.trailing,
       xl: this.#xl,
+      xend: this.#xend,
+      legacy,
+      tmem: this.#tmem.facts,
       libxl: this.#libxl,
       image: this.#image,
       domain: this.#domain,

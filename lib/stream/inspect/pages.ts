@@ -1,4 +1,4 @@
-/** Statistics of PAGE_DATA records. */
+/** Statistics of PAGE_DATA records and of a legacy image's page batches. */
 
 import { PAGE_SIZE, pageTypeHasData, pageTypeName } from '../../abi/pages.js';
 import type { PageBytesEvent, PageDataEvent } from '../events.js';
@@ -21,13 +21,14 @@ export class PageStatistics {
   #lastPfn = Infinity;
   #entries = 0;
   #data = 0;
+  #compressed = 0;
   #zero = 0;
   #verified = 0;
   #highest = -1;
   /** The page that a piece left unfinished: has it been all zero so far? */
   #zeroSoFar = true;
 
-  /** What follows is not part of the pass before: after VERIFY, after CHECKPOINT. */
+  /** What follows is not part of the pass before: after VERIFY, after a checkpoint. */
   begin(part: Iteration['part']): void {
     this.#part = part;
     this.#lastPfn = Infinity;
@@ -41,14 +42,16 @@ export class PageStatistics {
     if (iteration !== undefined) {
       iteration.records++;
       iteration.entries += count;
-      iteration.dataPages += dataPages;
+      if (event.compressed === true) iteration.compressedPages += dataPages;
+      else iteration.dataPages += dataPages;
     }
     if (verify) {
       this.#verified += dataPages;
       return;
     }
     this.#entries += count;
-    this.#data += dataPages;
+    if (event.compressed === true) this.#compressed += dataPages;
+    else this.#data += dataPages;
     for (let i = 0; i < count; i++) {
       const type = types[i] as number;
       this.#byType[type] = (this.#byType[type] as number) + 1;
@@ -93,6 +96,7 @@ export class PageStatistics {
     return {
       entries: this.#entries,
       data: this.#data,
+      compressed: this.#compressed,
       zero: this.#zero,
       byType,
       frames: this.#seen.frames,
@@ -117,6 +121,7 @@ export class PageStatistics {
       entries: 0,
       dataPages: 0,
       zeroPages: 0,
+      compressedPages: 0,
     };
     if (this.#iterations.length < ITERATIONS_MAX) this.#iterations.push(this.#current);
     else this.#omitted++;

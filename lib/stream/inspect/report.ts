@@ -1,6 +1,7 @@
 /** What an inspection says. Plain data: numbers, strings, arrays; u64 values as strings. */
 
 import type { Layer } from '../events.js';
+import type { TmemPoolEnd } from '../legacy/events.js';
 import type { ScannedFormat } from '../scan.js';
 
 /** A header or record; or, unless told otherwise, PAGE_DATA records that follow each other, as one row. */
@@ -8,7 +9,7 @@ export interface RecordRow {
   readonly offset: number;
   readonly layer: Layer;
   readonly name: string;
-  /** Record type; undefined for headers. */
+  /** Record type, id of a legacy chunk; undefined for headers, page batches and the parts of a legacy tail. */
   readonly type: number | undefined;
   /** Bytes of the body without padding, or of the header; of all records of the row together. */
   length: number;
@@ -30,14 +31,18 @@ export interface Iteration {
   entries: number;
   dataPages: number;
   zeroPages: number;
+  /** Of `entries`, pages of a compressed checkpoint: only what changed in them was sent. Not in `dataPages`. */
+  compressedPages: number;
 }
 
 /** Pages of the whole stream. The VERIFY pass, which sends all of them again, is counted by itself. */
 export interface PageCounts {
-  /** Entries of PAGE_DATA records. */
+  /** Entries of PAGE_DATA records, or of a legacy image's page batches. */
   entries: number;
   /** Entries with page contents. */
   data: number;
+  /** Pages of compressed checkpoints: only what changed in them was sent. Not in `data`, but in `frames`. */
+  compressed: number;
   /** Of them, those whose contents are all zero. */
   zero: number;
   /** Entries by page type. */
@@ -62,11 +67,87 @@ export interface VcpuRow {
   msrs: number;
 }
 
+/** What a legacy (v1) image says of itself. */
+export interface LegacyFacts {
+  /** Bytes of an `unsigned long` of the toolstack that wrote it. */
+  readonly wordSize: 4 | 8;
+  readonly guest: 'pv' | 'hvm';
+  /** Pages of the guest's pfn space. */
+  readonly p2mSize: number;
+  /** PV: the tail has extended contexts. */
+  readonly extendedContexts: boolean;
+  /** PV: bytes of each vcpu's xsave area with its 16 bytes of header, 0 without. */
+  readonly xsaveSize: number;
+  /** There is a LAST_CHECKPOINT. Without it another checkpoint may follow. */
+  readonly lastCheckpoint: boolean;
+  /** Of the last VCPU_INFO. */
+  readonly onlineVcpus: number | undefined;
+  readonly maxVcpuId: number | undefined;
+  /** PV: of the last tail. */
+  readonly unmappedPfns: number | undefined;
+  /** Regions of QEMU's memory in libxl's toolstack chunk. */
+  readonly physmap: readonly {
+    readonly name: string;
+    readonly physOffset: string;
+    readonly startAddr: string;
+    readonly size: string;
+  }[];
+  /** Compressed checkpoints; undefined if compression was never enabled. */
+  readonly compression:
+    | {
+        /** Pages of batches whose contents come as changes. */
+        pages: number;
+        /** COMPRESSED_DATA chunks and their bytes. */
+        chunks: number;
+        bytes: number;
+        /** Changes of pages in them; of those, the ones that change nothing, and those that are a whole page. */
+        changes: number;
+        unchanged: number;
+        whole: number;
+      }
+    | undefined;
+  /** The last QEMU record. */
+  readonly qemu: { readonly signature: string; readonly length: number } | undefined;
+}
+
+/** A tmem pool. */
+export interface TmemPoolRow {
+  readonly poolId: number;
+  readonly flags: number;
+  readonly persistent: boolean;
+  readonly shared: boolean;
+  readonly precompressed: boolean;
+  readonly pageSize: number;
+  /** 32 hexadecimal digits. */
+  readonly uuid: string;
+  /** Pages that it says it has at most, and those that were there. */
+  readonly declared: number;
+  readonly present: number;
+  /** How its list of pages ended; undefined if the image ended in it. */
+  readonly end: TmemPoolEnd | undefined;
+}
+
+/** What a legacy image's tmem sections say. */
+export interface TmemFacts {
+  /** Sections: 1, or the image is odd. What follows is the last one's, except `pools`. */
+  readonly sections: number;
+  readonly version: number | undefined;
+  readonly maxPools: number | undefined;
+  readonly flags: number | undefined;
+  readonly weight: number | undefined;
+  readonly cap: number | undefined;
+  /** Pages of all pools. */
+  readonly pages: number;
+  /** Pages that were invalidated after they had been sent (TMEM_EXTRA). */
+  readonly invalidated: number;
+  readonly pools: readonly TmemPoolRow[];
+}
+
 export interface Inspection {
   readonly format: ScannedFormat;
   /** Bytes read. */
   readonly bytes: number;
-  /** True if the stream was read to its last END record. */
+  /** True if the stream was read to its last END record, a legacy image to the end of its tail. */
   readonly complete: boolean;
   /** Why the reading ended before. */
   readonly error:
@@ -93,6 +174,12 @@ export interface Inspection {
         readonly maxMemoryKib: number | undefined;
       }
     | undefined;
+  /** xend's header. */
+  readonly xend: { readonly configLength: number } | undefined;
+  /** A legacy image, bare or behind xl's or xend's header. */
+  readonly legacy: LegacyFacts | undefined;
+  /** tmem sections of a legacy image. */
+  readonly tmem: TmemFacts | undefined;
   readonly libxl: { readonly version: number; readonly options: number } | undefined;
   readonly image: { readonly version: number; readonly options: number } | undefined;
   readonly domain:
@@ -152,9 +239,9 @@ export interface Inspection {
    */
   readonly iterations: readonly Iteration[];
   readonly iterationsOmitted: number;
-  /** Offsets of CHECKPOINT records. */
+  /** Offsets of CHECKPOINT records; of a checkpointed legacy image, where each complete checkpoint ends. */
   readonly checkpoints: readonly number[];
-  /** CHECKPOINT records; `checkpoints` keeps no more than 10 000 of them. */
+  /** CHECKPOINT records, complete checkpoints of a legacy image; `checkpoints` keeps no more than 10 000 of them. */
   readonly checkpointCount: number;
   /** Records by name. */
   readonly counts: Readonly<Record<string, number>>;

@@ -1,6 +1,7 @@
 /** The table of headers and records. */
 
 import type { Layer, PageDataEvent } from '../events.js';
+import { LegacyPart } from '../legacy/constants.js';
 import type { RecordRow } from './report.js';
 
 /** Collects rows, a bounded number of them. PAGE_DATA records that follow each other share one, unless told otherwise. */
@@ -12,6 +13,7 @@ export class RowList {
   #pages: RecordRow | undefined;
   #entries = 0;
   #dataPages = 0;
+  #compressed = false;
   omitted = 0;
 
   constructor(max: number, fold: boolean) {
@@ -34,27 +36,28 @@ export class RowList {
   }
 
   pageData(event: PageDataEvent, problem: string | undefined): void {
-    const { offset, length, count, dataPages } = event;
+    const { offset, length, count, dataPages, layer, compressed = false } = event;
     if (this.#pages !== undefined && this.#fold && problem === undefined) {
       this.#entries += count;
       this.#dataPages += dataPages;
       this.#pages.records++;
       this.#pages.length += length;
-      this.#pages.about = aboutPages(this.#entries, this.#dataPages);
+      this.#pages.about = aboutPages(this.#entries, this.#dataPages, this.#compressed);
       return;
     }
     const row: RecordRow = {
       offset,
-      layer: 'libxc',
-      name: 'PAGE_DATA',
-      type: 1,
+      layer,
+      name: layer === 'legacy' ? LegacyPart.PAGE_BATCH : 'PAGE_DATA',
+      type: layer === 'legacy' ? undefined : 1,
       length,
       records: 1,
-      about: aboutPages(count, dataPages),
+      about: aboutPages(count, dataPages, compressed),
       problem,
     };
     this.#entries = count;
     this.#dataPages = dataPages;
+    this.#compressed = compressed;
     this.#pages = problem === undefined ? row : undefined;
     this.#push(row);
   }
@@ -65,8 +68,9 @@ export class RowList {
   }
 }
 
-function aboutPages(entries: number, dataPages: number): string {
+function aboutPages(entries: number, dataPages: number, compressed: boolean): string {
   const frames = `${entries} ${entries === 1 ? 'frame' : 'frames'}`;
+  if (compressed) return `${frames}, ${dataPages} compressed`;
   if (dataPages === entries) return frames;
   return `${frames}, ${dataPages === 0 ? 'none' : dataPages} with data`;
 }
