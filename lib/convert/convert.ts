@@ -145,7 +145,7 @@ class Conversion {
     const header = this.#header as LegacyHeader;
     await this.#remus?.writeOut(writer, this.#control.signal);
     this.#control.enter('state');
-    await writer.end(this.#complete as CheckpointState);
+    await writer.end(this.#complete as CheckpointState, this.#options.skipQemu);
     this.#control.enter('complete');
     // What the guest loses is safe before the image without it is.
     const tmem = await this.#tmem.end();
@@ -335,7 +335,7 @@ class Conversion {
     const again =
       from instanceof Uint8Array || (typeof from === 'string' && from !== '-')
         ? await openSource(from, { signal: this.#control.signal }).catch(() => undefined)
-        : undefined;
+        : await this.#options.again?.();
     if (again !== undefined && (again.skip !== undefined || from instanceof Uint8Array)) {
       return closing(again, () => this.#replay(again, newReader(this.#options), memory));
     }

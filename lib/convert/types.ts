@@ -20,8 +20,15 @@ export interface ConvertOptions extends JobOptions {
   readonly guest?: 'pv' | 'hvm' | undefined;
   /** Bits of the words of the toolstack that wrote the image. Default: what the image says. */
   readonly width?: 32 | 64 | undefined;
+  /**
+   * Opens the input once more, from its beginning, where `from` is a ByteSource: an image of Remus whose pages are compressed
+   * needs that, unless the output is a file.
+   */
+  readonly again?: (() => Promise<ByteSource>) | undefined;
   /** Default: `xl` if the image has xl's or xend's header, else `libxl`. */
   readonly output?: ConvertOutput | undefined;
+  /** Of a libxc stream: leaves QEMU's record out, which otherwise follows it as it was. Default false. */
+  readonly skipQemu?: boolean | undefined;
   /** What becomes of tmem. Default `refuse`. See docs/design/tmem.md. */
   readonly tmem?: TmemChoice | undefined;
   /** Folder for the checkpoints of a Remus image, and the guest's memory if they are compressed. Default: that of the system. */

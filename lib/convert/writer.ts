@@ -95,9 +95,10 @@ export class ConvertedWriter {
   }
 
   /** What stands after the pages. */
-  async end(state: CheckpointState): Promise<void> {
+  async end(state: CheckpointState, skipQemu = false): Promise<void> {
     await this.write(state.libxcRecords());
-    await this.write(this.#output === 'libxc' ? state.qemuRecord() : state.libxlRecords());
+    if (this.#output !== 'libxc') await this.write(state.libxlRecords());
+    else if (!skipQemu) await this.write(state.qemuRecord());
   }
 
   /** Undefined if none of the entries stands for anything: a receiver refuses a PAGE_DATA without entries. */
