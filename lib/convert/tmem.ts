@@ -98,7 +98,7 @@ export class TmemKeeper {
 
   /** @throws UsageError for anything else than a TmemChoice */
   constructor(choice: TmemChoice = 'refuse') {
-    const folder: unknown = typeof choice === 'object' ? choice.export : undefined;
+    const folder = (choice as { readonly export?: unknown } | null)?.export;
     const known = choice === 'refuse' || choice === 'drop-ephemeral';
     if (!known && (typeof folder !== 'string' || folder === '')) {
       throw new UsageError("tmem: not 'refuse', 'drop-ephemeral' or { export: folder }");
