@@ -50,6 +50,7 @@ export class LegacyDeltaChecker {
     if (unfinished > 0) {
       const message = `the change of a page ends after ${unfinished} bytes`;
       this.#findings.error(StreamErrorCode.LENGTH, place, message);
+      return;
     }
     if (deltas >= this.#pages) return;
     const message = `${count(this.#pages, 'page')} in the batches of a compressed checkpoint, ${count(deltas, 'change')} in its data`;

@@ -17,7 +17,8 @@ export class LegacyTailChecker {
   /** Frames whose contents have come. */
   readonly #sent: FrameSet;
   #header: LegacyHeader | undefined;
-  #headerOffset = 0;
+  /** Where the p2m frame list ends. */
+  #headerEnd = 0;
   #checkedP2m = false;
   #vcpus = 0;
   /** The vcpu whose parts are being read, while its xsave area has not come. */
@@ -30,7 +31,7 @@ export class LegacyTailChecker {
 
   begin(event: LegacyHeaderEvent): void {
     this.#header = event.header;
-    this.#headerOffset = event.offset;
+    this.#headerEnd = event.offset + event.length;
   }
 
   part(event: LegacyTailEvent): void {
@@ -76,7 +77,7 @@ export class LegacyTailChecker {
   #p2m(): void {
     if (this.#checkedP2m || this.#header?.p2mFrames === undefined) return;
     this.#checkedP2m = true;
-    const { p2mFrames, p2mSize } = this.#header;
+    const { p2mFrames, p2mSize, wordSize } = this.#header;
     let missing = 0;
     let first = -1;
     p2mFrames.forEach((pfn, i) => {
@@ -86,7 +87,7 @@ export class LegacyTailChecker {
     });
     if (missing === 0) return;
     const place = {
-      offset: this.#headerOffset,
+      offset: this.#headerEnd - (p2mFrames.length - first) * wordSize,
       record: LegacyPart.P2M_FRAME_LIST,
       path: `frames[${first}]`,
     };

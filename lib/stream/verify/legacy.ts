@@ -224,7 +224,7 @@ export class LegacyChecker {
     }
     if (summary.checkpoints === 0) {
       if (!this.#hadTsc) missing('no TSC_INFO before it');
-      if (summary.pageEntries === 0) missing('the guest has no pages');
+      if (summary.records[LegacyPart.PAGE_BATCH] === undefined) missing('the guest has no pages');
     }
     this.#params.end(event);
     this.#deltas.end(event);
