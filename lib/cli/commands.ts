@@ -23,6 +23,11 @@ export const commands: readonly CommandEntry[] = [
     load: async () => (await import('./inspect.js')).inspect,
   },
   {
+    name: 'convert',
+    summary: 'converts a legacy image of Xen 4.0 to 4.5, or of xend, for the Xen of today',
+    load: async () => (await import('./convert.js')).convert,
+  },
+  {
     name: 'info',
     summary: 'tells what of Xen is here, and what can be done with it',
     load: async () => (await import('./info.js')).info,

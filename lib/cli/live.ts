@@ -38,6 +38,17 @@ const phases: Readonly<Record<JobPhase, string>> = {
   done: 'done',
 };
 
+/** Of a conversion, in place of those above. */
+const converting: Partial<Record<JobPhase, string>> = {
+  memory: 'converting memory',
+  state: 'converting processor and device state',
+  complete: 'writing the end',
+};
+
+function phaseText({ operation, phase }: Progress): string {
+  return (operation === 'convert' ? converting[phase] : undefined) ?? phases[phase];
+}
+
 /** Phases that are over at once; a log need not name them. */
 const quiet: ReadonlySet<JobPhase> = new Set([
   'setup',
@@ -55,6 +66,7 @@ export class LiveView {
   readonly #paint: Paint;
   readonly #bar: readonly [full: string, empty: string];
   readonly #guestPages: number | undefined;
+  readonly #streamBytes: number | undefined;
   #drawn = 0;
   readonly #startedAt = performance.now();
   #saidAt = -Infinity;
@@ -63,9 +75,13 @@ export class LiveView {
   /** Pages of the present pass. */
   #toSend = 0;
 
-  /** @param guestPages Pages that the guest has, if known: most of a p2m may be holes, which take no time */
-  constructor(io: CommandIo, guestPages?: number) {
+  /**
+   * @param guestPages Pages that the guest has, if known: most of a p2m may be holes, which take no time
+   * @param streamBytes Bytes of the stream that is converted, if known
+   */
+  constructor(io: CommandIo, guestPages?: number, streamBytes?: number) {
     this.#guestPages = guestPages;
+    this.#streamBytes = streamBytes;
     this.#output = io.stderr;
     this.#redraw = io.stderr.isTTY === true && io.env['TERM'] !== 'dumb';
     this.#paint = paintFor(io.stderr, io.env);
@@ -109,7 +125,7 @@ export class LiveView {
     const pass = isReceiving(progress) ? 'memory' : `pass ${progress.iteration + 1}`;
     return [
       '',
-      `  ${bold(pass.padEnd(7))} ${bar} ${percent}   ${phases[progress.phase]}`,
+      `  ${bold(pass.padEnd(7))} ${bar} ${percent}   ${phaseText(progress)}`,
       `          ${this.#sent(progress)}`,
       `          ${dim(this.#outlook(progress))}`,
     ];
@@ -130,7 +146,11 @@ export class LiveView {
 
   /** Part of this pass that is done, 0…1. */
   #share(progress: Progress): number | undefined {
-    const { remaining, total, pages, iteration } = progress;
+    const { operation, remaining, total, pages, iteration, transferred } = progress;
+    // Both forms of a guest are about as long.
+    if (operation === 'convert') {
+      return this.#streamBytes === undefined ? undefined : Math.min(1, transferred / this.#streamBytes);
+    }
     if (isReceiving(progress) || (iteration === 0 && this.#guestPages !== undefined)) {
       const all = this.#guestPages ?? total ?? 0;
       return all === 0 ? undefined : Math.min(1, pages / all);
@@ -158,12 +178,12 @@ export class LiveView {
     const percent = share === undefined ? '' : `${Math.floor(share * 100)} %, `;
     const receiving = isReceiving(progress);
     const details = fresh ? '' : `: ${receiving ? '' : pass}${percent}${this.#sent(progress)}`;
-    this.#output.write(`${phases[progress.phase]}${details}\n`);
+    this.#output.write(`${phaseText(progress)}${details}\n`);
   }
 }
 
 function isReceiving({ operation }: Progress): boolean {
-  return operation === 'receive' || operation === 'restore';
+  return operation === 'receive' || operation === 'restore' || operation === 'convert';
 }
 
 /** Shows nothing: for `--json` and `--quiet`. */

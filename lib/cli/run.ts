@@ -80,7 +80,7 @@ function overview(): string {
   );
   return `usage: xen-migrate COMMAND [options]
 
-Saves, restores, live-migrates, verifies and inspects Xen guests in the Migration v2 formats.
+Saves, restores, live-migrates, verifies, inspects and converts Xen guests in the Migration v2 formats.
 
 ${list.join('\n')}
 

@@ -23,6 +23,9 @@ const readers = {
 
 const PREFIX = 'XEN_MIGRATE_';
 
+/** Those of the package's other programs. */
+const others = ['XEN_MIGRATE_TMEM', 'XEN_MIGRATE_SSH'];
+
 /**
  * Reads the limits. An empty variable counts as not set.
  *
@@ -32,7 +35,7 @@ const PREFIX = 'XEN_MIGRATE_';
 export function tunablesFrom(env: Readonly<Record<string, string | undefined>>): SaveLimits {
   const limits: Record<string, unknown> = {};
   for (const [name, text] of Object.entries(env)) {
-    if (!name.startsWith(PREFIX) || text === undefined || text === '') continue;
+    if (!name.startsWith(PREFIX) || others.includes(name) || text === undefined || text === '') continue;
     if (!(name in readers)) {
       throw new UsageError(`${name} is not known; there are ${Object.keys(readers).join(', ')}`);
     }

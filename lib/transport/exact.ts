@@ -42,13 +42,19 @@ export class ExactSource implements ByteSource {
    * @param fd A pipe or socket that can be read; given away. It becomes non-blocking, also for others that share its open
    *   file description: `openExactSource` avoids that for pipes
    */
-  constructor(fd: number, options: { readonly name?: string | undefined } = {}) {
+  constructor(fd: number, { name = `fd ${fd}` }: { readonly name?: string | undefined } = {}) {
     this.#fd = fd;
-    this.#doing = `reading ${options.name ?? `fd ${fd}`}`;
+    this.#doing = `reading ${name}`;
     this.#waiter = new Waiter(this.#doing);
-    const onread = { buffer: this.#first, callback: () => this.#onByte() };
+    // Types of Node know `onread` of sockets that connect alone.
+    const options: net.SocketConstructorOpts & Pick<net.TcpSocketConnectOpts, 'onread'> = {
+      fd,
+      readable: true,
+      writable: false,
+      onread: { buffer: this.#first, callback: () => this.#onByte() },
+    };
     try {
-      this.#socket = new net.Socket({ fd, readable: true, writable: false, onread });
+      this.#socket = new net.Socket(options);
     } catch (error) {
       throw transportFailure(error, this.#doing);
     }
@@ -164,7 +170,10 @@ export class ExactSource implements ByteSource {
  * @param fd Given away
  * @throws TransportError for what is neither pipe nor socket
  */
-export function openExactSource(fd: number, options: { readonly name?: string | undefined } = {}): ExactSource {
+export function openExactSource(
+  fd: number,
+  options: { readonly name?: string | undefined } = {},
+): ExactSource {
   const { name = `fd ${fd}` } = options;
   let own: number;
   try {

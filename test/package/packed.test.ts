@@ -74,22 +74,25 @@ describe('packed files', () => {
       `lib/${name}.ts`,
       ...['.js', '.js.map', '.d.ts', '.d.ts.map'].map((end) => `dist/${name}${end}`),
     ]);
-    // The save helper's bundle is made of what stands beside it.
+    // The helpers' bundles are made of what stands beside them.
     const bundle =
-      /^dist\/helper\/bundle\/(?:xen-migrate-save-helper\.cjs|helper\.js|helper\.v[\w.-]+\.cache)$/;
+      /^dist\/helper\/bundle\/(?:xen-migrate-(?:save|convert)-helper\.cjs|(?:convert-)?helper\.(?:js|v[\w.-]+\.cache))$/;
     const built = files.filter((file) => /^(?:lib|dist)\//.test(file) && !bundle.test(file));
     expect(built.sort()).toEqual(expected.sort());
   });
 
-  it('hold a compilation of the save helper that the Node which built it takes', () => {
-    const folder = `${root}dist/helper/bundle/`;
-    const source = fs.readFileSync(`${folder}helper.js`, 'latin1');
-    const cachedData = fs.readFileSync(`${folder}helper.${process.version}-${process.arch}.cache`);
-    const script = new Script(source, { filename: `${folder}helper.js`, cachedData });
-    expect(script.cachedDataRejected).toBe(false);
-    // Every byte is a character: the program reads it so.
-    expect(/^[\0-\x7f]*$/.test(source)).toBe(true);
-  });
+  it.each(['helper', 'convert-helper'])(
+    'hold a compilation of %s that the Node which built it takes',
+    (name) => {
+      const folder = `${root}dist/helper/bundle/`;
+      const source = fs.readFileSync(`${folder}${name}.js`, 'latin1');
+      const cachedData = fs.readFileSync(`${folder}${name}.${process.version}-${process.arch}.cache`);
+      const script = new Script(source, { filename: `${folder}${name}.js`, cachedData });
+      expect(script.cachedDataRejected).toBe(false);
+      // Every byte is a character: the program reads it so.
+      expect(/^[\0-\x7f]*$/.test(source)).toBe(true);
+    },
+  );
 
   it('hold every target of the manifest', () => {
     const targets = [

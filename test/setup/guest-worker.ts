@@ -1,6 +1,6 @@
 /**
  * Tests load the library as TypeScript, but a worker thread or a child process takes JavaScript. This strips the types
- * of what those load: the worker of simulated guests, `testing.ts`, the command and the save helper. Written only
+ * of what those load: the worker of simulated guests, `testing.ts`, the command and the two helpers. Written only
  * where something changed.
  */
 import { mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
@@ -11,9 +11,13 @@ import ts from 'typescript';
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const lib = join(root, 'lib');
 const cache = join(root, 'node_modules/.cache/xen-migration/lib');
-const entries = ['host/simulated/guest/guest-worker.ts', 'testing.ts', 'cli/main.ts', 'helper/main.ts'].map(
-  (name) => join(lib, name),
-);
+const entries = [
+  'host/simulated/guest/guest-worker.ts',
+  'testing.ts',
+  'cli/main.ts',
+  'helper/main.ts',
+  'helper/convert/main.ts',
+].map((name) => join(lib, name));
 
 function read(path: string): string | undefined {
   try {

@@ -5,6 +5,8 @@ import { tunablesFrom } from '../../../lib/helper/tunables.js';
 describe('limits from the environment', () => {
   it('are none where nothing is set', () => {
     expect(tunablesFrom({ PATH: '/bin', XEN_MIGRATION: '1', XEN_MIGRATE_BANDWIDTH: '' })).toEqual({});
+    // Other programs of the package read these.
+    expect(tunablesFrom({ XEN_MIGRATE_TMEM: 'refuse', XEN_MIGRATE_SSH: 'ssh -v' })).toEqual({});
   });
 
   it('are read with their units', () => {
