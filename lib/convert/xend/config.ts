@@ -10,6 +10,8 @@ import { formatError, StreamErrorCode } from '../../stream/codes.js';
 const KIB_PER_MIB = 1024;
 // Processors of a host that a virtual one may be pinned to.
 const CPU_MAX = 1023;
+// Of all virtual processors together, so that a hostile file's configuration fits into xl's header.
+const PINS_MAX = 1 << 17;
 const CPUID_POLICY = /^[01xks]{32}$/;
 
 /** By the names of xm and those of Xen-API. */
@@ -185,6 +187,8 @@ function affinityOf(domain: Fields, vcpus: number): JsonObject {
   if (pinned.some((list) => list?.length === 0)) {
     return lacks('libxl cannot say that one virtual processor is pinned and one before it is not');
   }
+  if (pinned.reduce((sum, list) => sum + (list?.length ?? 0), 0) > PINS_MAX)
+    return lacks('too many processors');
   // libxl places a guest by itself unless told otherwise, and refuses to if there is an affinity.
   return { vcpu_hard_affinity: pinned, numa_placement: 'False' };
 }

@@ -13,7 +13,8 @@
 
 import { formatError, NOWHERE, StreamErrorCode, type Place } from '../../stream/codes.js';
 import type { StreamFormatError } from '../../errors.js';
-import { SXP_DEPTH_MAX, SXP_NODES_MAX, XEND_CONFIG_MAX } from './constants.js';
+import { XEND_CONFIG_MAX } from '../../stream/xend/constants.js';
+import { SXP_DEPTH_MAX, SXP_NODES_MAX } from './constants.js';
 
 export const XEND_CONFIG = 'xend configuration';
 

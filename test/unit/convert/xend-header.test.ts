@@ -1,15 +1,14 @@
 /** The head of xend's save file. */
 
 import { describe, expect, it, test } from 'vitest';
+import { StreamFormatError, UsageError } from '../../../lib/errors.js';
+import { recogniseFormat } from '../../../lib/stream/index.js';
+import { XEND_CONFIG_MAX, XEND_HEADER_SIZE } from '../../../lib/stream/xend/constants.js';
 import {
   decodeXendFixedHeader,
   decodeXendHeader,
   encodeXendHeader,
-  XEND_CONFIG_MAX,
-  XEND_HEADER_SIZE,
-} from '../../../lib/convert/xend/index.js';
-import { StreamFormatError, UsageError } from '../../../lib/errors.js';
-import { recogniseFormat } from '../../../lib/stream/index.js';
+} from '../../../lib/stream/xend/header.js';
 import { bytesOf } from './xend-samples.js';
 
 // "LinuxGuestRecord", 10, "(domain ())"[0…10), then the legacy stream.

@@ -2,9 +2,10 @@
 
 import * as fc from 'fast-check';
 import { describe, expect, it, test } from 'vitest';
-import { SXP_DEPTH_MAX, SXP_NODES_MAX, XEND_CONFIG_MAX } from '../../../lib/convert/xend/constants.js';
+import { SXP_DEPTH_MAX, SXP_NODES_MAX } from '../../../lib/convert/xend/constants.js';
 import { isSxpList, parseSxp, type Sxp } from '../../../lib/convert/xend/index.js';
 import { StreamFormatError } from '../../../lib/errors.js';
+import { XEND_CONFIG_MAX } from '../../../lib/stream/xend/constants.js';
 import { HVM_GUEST, OLD_GUEST, PV_GUEST, bytesOf } from './xend-samples.js';
 
 type Plain = string | Plain[];
