@@ -92,13 +92,16 @@ async function bundled({ name, entry, leftOut }) {
     throw new Error(`${name} no longer imports ${[...missing].join(', ')}: leave it in peace`);
   }
   const [{ code }] = output;
-  // A function as Node makes one of a module. ASCII alone, so that a character is a byte.
+  // A function as Node makes one of a module. It can import nothing, only require. ASCII alone, so that a character is a
+  // byte.
   const body = code
     .replace(/^#!.*\n/, '')
+    .replace(/\bimport\((["'`]node:[a-z/_]+["'`])\)/g, 'Promise.resolve(require($1))')
     .replace(
       /[^\0-\x7f]/gu,
       (character) => `\\u{${/** @type {number} */ (character.codePointAt(0)).toString(16)}}`,
     );
+  if (/\bimport\(/.test(body)) throw new Error(`${name} imports something while it runs`);
   return `(function(exports,require,module,__filename,__dirname){${body}\n})`;
 }
 
