@@ -441,8 +441,13 @@ export class LegacyParser {
     this.reading = LegacyPart.HVM_CONTEXT;
     offset = this.#at;
     const length = this.limit(u32(yield* this.bytes(4), 0), REC_LENGTH_MAX, 'length', 4);
+    const problem =
+      length === 0
+        ? this.error(StreamErrorCode.LENGTH, 'no state at all: HVM_CONTEXT may not be empty', 'length', 4)
+        : undefined;
+    const violation = this.violation(problem);
     const context = length === 0 ? new Uint8Array(0) : (yield* this.bytes(length)).slice();
-    yield* this.#tail(LegacyPart.HVM_CONTEXT, offset, context);
+    yield* this.#tail(LegacyPart.HVM_CONTEXT, offset, context, violation && { violation });
     yield* this.#qemu();
   }
 
