@@ -3,6 +3,7 @@
 import { PAGE_SIZE, pageTypeHasData } from '../../lib/abi/pages.js';
 import type { GuestWidth } from '../../lib/abi/pv.js';
 import * as S from '../../lib/stream/index.js';
+import type { Folded } from './fold.js';
 import * as W from './writer.js';
 
 export interface FromV2Options {
@@ -273,4 +274,24 @@ export function legacyFromV2(bytes: Uint8Array, options: FromV2Options = {}): Fr
   }
   if (reader.done) legacy.finish(true);
   return legacy.image();
+}
+
+/** What a stream's guest is, less what its legacy image cannot hold and with what such images always hold. */
+export function asLegacy(folded: Folded, { dropped, droppedParams }: FromV2): Folded {
+  const params = Object.entries(folded.params).filter(
+    ([index, value]) => value !== 0n && !droppedParams.includes(Number(index)),
+  );
+  const vcpus = Object.entries(folded.vcpus).map(([id, { X86_PV_VCPU_MSRS: _, ...kept }]) => {
+    const extended = (kept['X86_PV_VCPU_EXTENDED'] ?? '').padEnd(2 * W.EXTV_SIZE, '0');
+    return [id, { ...kept, X86_PV_VCPU_EXTENDED: extended }] as const;
+  });
+  const isKept = (key: string): boolean =>
+    !dropped.some((of) => of.startsWith('xenstore ') && key.startsWith(of.slice(9)));
+  return {
+    ...folded,
+    params: Object.fromEntries(params),
+    vcpus: Object.fromEntries(vcpus),
+    xenstore: folded.xenstore.filter(([key]) => isKept(key)),
+    checkpoints: 0,
+  };
 }

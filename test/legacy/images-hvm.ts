@@ -149,7 +149,10 @@ function pagesOf(): Example[] {
     }),
     example(
       'hvm full batch',
-      withBody(W.tsc(), W.pages(W.ram(0), W.holes(1, 1023)), W.pages(W.holes(2000, 1024)), ...state45),
+      {
+        ...withBody(W.tsc(), W.pages(W.ram(0), W.holes(1, 1023)), W.pages(W.holes(2000, 1024)), ...state45),
+        p2mSize: 3024,
+      },
       {
         description: 'batches of 1024, the most that there may be',
       },
@@ -173,6 +176,23 @@ function pagesOf(): Example[] {
     example('hvm pfn beyond p2m_size', withBody(W.tsc(), W.pages(W.ram(64)), ...state45), {
       description: 'a page that the guest cannot have; upstream does not look at p2m_size',
     }),
+    example('hvm bits above a pfn', withBody(W.tsc(), W.pages(W.ram(1), W.page(0x3_0000_0002)), ...state45), {
+      description: 'an entry of more than 32 bits; upstream cuts them off',
+    }),
+    example(
+      'hvm p2m_size 0',
+      { ...hvmPlain, p2mSize: 0 },
+      {
+        description: 'a guest without pages; upstream does not look at p2m_size',
+      },
+    ),
+    example(
+      'hvm p2m_size of 35 bits',
+      { ...hvmPlain, p2mSize: 0x4_0000_0040 },
+      {
+        description: 'a guest larger than there may be; upstream does not look at p2m_size',
+      },
+    ),
     example('hvm unknown page type', withBody(W.tsc(), W.pages(W.page(1, 5)), ...state45), {
       description: 'a page type that does not exist; upstream hands it on',
     }),

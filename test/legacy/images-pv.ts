@@ -263,6 +263,13 @@ function other(): Example[] {
         description: 'types that PV guests can have, with and without contents',
       },
     ),
+    example(
+      'pv64 p2m frame beyond p2m_size',
+      { ...spec, frames: [64] },
+      {
+        description: 'a p2m frame that the guest cannot have; upstream does not look',
+      },
+    ),
     example('pv64 lost pfns', pages(W.pages(W.lost(2), W.ram(1), W.lost())), {
       description: 'entries 0xf0000000',
     }),

@@ -140,6 +140,16 @@ function plain(guest: Guest): Example[] {
       },
     ),
     example(
+      `${guest} Remus plain, damaged`,
+      {
+        ...base(guest),
+        rounds: rounds.map((round, i) => (i < 2 ? round : { ...round, body: [W.rawChunk(-99)] })),
+      },
+      {
+        description: 'a chunk that nobody ever wrote in the third checkpoint; upstream has stopped before it',
+      },
+    ),
+    example(
       `${guest} Remus plain, −9`,
       {
         ...base(guest),
@@ -223,7 +233,15 @@ function compressed(guest: Guest): Example[] {
           damaged('deltas without pages', W.compressed(W.unchanged)),
           damaged('pages without deltas', W.pfns(W.ram(0))),
           damaged('deltas before their batch', W.compressed(W.unchanged), W.pfns(W.ram(0))),
-          damaged('an empty chunk of deltas', W.pfns(W.ram(0)), W.compressed(W.unchanged), W.compressed()),
+          {
+            ...damaged(
+              'an empty chunk of deltas',
+              W.pfns(W.ram(0)),
+              W.compressed(W.unchanged),
+              W.compressed(),
+            ),
+            like: { ...sum(guest, 1), tail: tail(guest, 2) },
+          },
           damaged('a page twice', W.pfns(W.ram(0), W.ram(0)), W.compressed(W.unchanged, W.unchanged)),
         ]
       : []),

@@ -4,10 +4,11 @@
  * in one way each. test/differential/legacy-writer.test.ts proves that upstream does with each what is said here.
  */
 
+import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import path from 'node:path';
 import { gunzipSync } from 'node:zlib';
-import { accepted, example, refused, type Example } from './example.js';
+import { accepted, example, notImplemented, refused, type Example } from './example.js';
 import { hvmImages, hvmLive, hvmPlain } from './images-hvm.js';
 import { pvImages, pvPlain } from './images-pv.js';
 import { remusImages } from './images-remus.js';
@@ -97,29 +98,12 @@ const root = path.resolve(import.meta.dirname, '../..');
 const golden = path.join(root, 'test/golden/streams');
 const local = process.env['XEN_MIGRATION_STREAMS'] ?? path.resolve(root, '../shared/streams');
 
-/** Images that Xen 4.5.5 wrote. The small ones are in the repository, the other one may be absent. */
+/** Images that Xen 4.5.5 wrote. The small ones are in the repository, the others may be absent. */
 function real(): Example[] {
   const of = (name: string, guest: 'pv' | 'hvm', folder: string, description: string): Example => {
     const file = path.join(folder, `${name}.gz`);
     const bytes = (): Uint8Array => gunzipSync(readFileSync(file));
-    return {
-      name,
-      description,
-      guest,
-      width: 64,
-      bytes,
-      stream: () => {
-        const whole = bytes();
-        return whole.subarray(xlHeaderSize(whole));
-      },
-      pieces: undefined,
-      envelope: 'xl',
-      upstream: accepted,
-      like: undefined,
-      params: [],
-      present: existsSync(file),
-      small: false,
-    };
+    return ofFile(name, guest, existsSync(file), bytes, description);
   };
   return [
     of('xen-4.5.5-hvm-nonlive.xlsave', 'hvm', golden, '32 MiB, xl save'),
@@ -130,7 +114,56 @@ function real(): Example[] {
       '32 MiB, xl migrate; its hand-over stands behind the image',
     ),
     of('xen-4.5.5-pv64-nonlive-xsave.xlsave', 'pv', local, '96 MiB Linux, xl save'),
+    {
+      ...ofFile(
+        REMUS,
+        'pv',
+        hasRemus(),
+        unpackRemus,
+        '96 MiB Linux, xl remus with compression, its sender killed',
+      ),
+      upstream: notImplemented(),
+    },
   ];
+}
+
+const REMUS = 'xen-4.5.5-pv64-remus-compressed.xlremus';
+
+/** That one is packed by zstd, which Node 20 cannot unpack. */
+const hasRemus = (): boolean =>
+  existsSync(path.join(local, `${REMUS}.zst`)) && spawnSync('zstd', ['--version']).status === 0;
+
+function unpackRemus(): Uint8Array {
+  const maxBuffer = 1 << 28;
+  return spawnSync('zstd', ['-dc', path.join(local, `${REMUS}.zst`)], { maxBuffer }).stdout;
+}
+
+function ofFile(
+  name: string,
+  guest: 'pv' | 'hvm',
+  present: boolean,
+  bytes: () => Uint8Array,
+  description: string,
+): Example {
+  return {
+    name,
+    description,
+    guest,
+    width: 64,
+    bytes,
+    stream: () => {
+      const whole = bytes();
+      return whole.subarray(xlHeaderSize(whole));
+    },
+    pieces: undefined,
+    envelope: 'xl',
+    upstream: accepted,
+    like: undefined,
+    params: [],
+    withoutXsave: [],
+    present,
+    small: false,
+  };
 }
 
 /** Bytes of the xl header that a file begins with. */

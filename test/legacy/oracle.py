@@ -2,8 +2,8 @@
 
 argv: path of convert-legacy-stream. Input, again and again: one line "GUEST WIDTH FORMAT QEMU LENGTH" (pv or hvm, 32
 or 64, libxc or libxl, 0 to skip the QEMU record), then LENGTH bytes. Output for each: one line of JSON, {"exit": its
-exit code, "text": last line of what it complains, "crash": the exception that it did not expect or null, "length": bytes
-that it wrote}, then those bytes.
+exit code, "text": last line of what it complains, "crash": the exception that it did not expect or null, "read": bytes
+that it read, "length": bytes that it wrote}, then those bytes.
 """
 
 import importlib.machinery
@@ -69,7 +69,7 @@ def main():
             return
         data = requests.read(int(line[4]))
         code, text, crash, output = convert(script, data, *line[:4])
-        answer = {"exit": code, "text": text, "crash": crash, "length": len(output)}
+        answer = {"exit": code, "text": text, "crash": crash, "read": script.fin.tell(), "length": len(output)}
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.write(output)
         answers.flush()

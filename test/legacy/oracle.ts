@@ -25,6 +25,8 @@ export interface Conversion {
   readonly text: string;
   /** The exception that it did not expect. */
   readonly crash: string | null;
+  /** Bytes that it read; undefined where it ran as a program. */
+  readonly read?: number;
   /** What it wrote; up to the error if there was one. */
   readonly output: Buffer;
 }
