@@ -89,6 +89,7 @@ export const REFUSALS: readonly Refusal[] = [
   ),
   refusal('a page type that does not exist', 'PAGE_TYPE', /^page batch\.pfns/),
   refusal('bits above a pfn: upstream cuts them off', 'FIELD', /^page batch\.pfns.* is no pfn and type/),
+  refusal('more unmapped frames than the guest has', 'LIMIT', /^unmapped pfns\.count/),
   refusal('p2m frames that the guest cannot have', 'FIELD', /^p2m frame list\.frames/),
   refusal('a p2m_size that no guest has', 'FORMAT', /is neither a libxc, a libxl nor/),
   refusal('words of another size than was said', 'FIELD', /^header\.p2m_size: the words are of/),

@@ -33,7 +33,7 @@ const REFUSED: readonly string[] = [
     'pv64 vcpus: chunk twice',
   ],
   ...['pv64 p2m frame beyond p2m_size', 'hvm Remus plain, damaged', 'pv64 Remus plain, damaged'],
-  'pv32 Remus plain, damaged',
+  ...['pv32 Remus plain, damaged', 'pv64 unmapped beyond p2m_size'],
 ];
 
 /** Images that are like no plain one, that upstream refuses and we take. */

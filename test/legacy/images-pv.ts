@@ -270,6 +270,13 @@ function other(): Example[] {
         description: 'a p2m frame that the guest cannot have; upstream does not look',
       },
     ),
+    example(
+      'pv64 unmapped beyond p2m_size',
+      { ...spec, tail: { unmapped: Array.from({ length: 65 }, (_, i) => i) } },
+      {
+        description: 'more unmapped frames than the guest has pages; upstream does not look',
+      },
+    ),
     example('pv64 lost pfns', pages(W.pages(W.lost(2), W.ram(1), W.lost())), {
       description: 'entries 0xf0000000',
     }),
