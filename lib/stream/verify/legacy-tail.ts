@@ -149,17 +149,10 @@ export class LegacyTailChecker {
   }
 
   #hvmContext(event: LegacyTailEvent): void {
-    const { findings } = this.#context;
     const { offset, part: record, body } = event;
-    if (body.length === 0) {
-      findings.error(
-        StreamErrorCode.LENGTH,
-        { offset, record, path: 'length' },
-        'no state of the hypervisor',
-      );
-      return;
-    }
-    checkHvmContext(findings, { offset: offset + 4, record, path: 'blob' }, body);
+    // An empty one is the reader's affair.
+    if (body.length === 0) return;
+    checkHvmContext(this.#context.findings, { offset: offset + 4, record, path: 'blob' }, body);
   }
 
   #qemu(event: LegacyTailEvent): void {

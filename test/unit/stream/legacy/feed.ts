@@ -18,7 +18,8 @@ function plain(event: StreamEvent): unknown {
   };
   if (event.kind !== 'page-data') return form(event);
   const { count } = event;
-  return form({ ...event, pfns: event.pfns.slice(0, count), types: event.types.slice(0, count) });
+  const [pfns, types] = [event.pfns, event.types].map((of) => Array.from(of.slice(0, count)));
+  return form({ ...event, pfns, types });
 }
 
 /** Code without its prefix, record, field, offset. */

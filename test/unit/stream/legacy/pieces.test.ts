@@ -175,8 +175,8 @@ describe('cut short anywhere', () => {
     const from = bytes.length - (pieces.at(-1) as W.Piece).bytes.length;
     for (let n = from - 25; n <= bytes.length; n++) {
       const { error, done } = feed(bytes.subarray(0, n));
-      const expected = n < from + 4 ? expect.stringMatching(/^TRUNCATED /) : undefined;
-      expect([n, error, done]).toEqual([n, expected, n >= from + 4]);
+      const whole = n >= from + 4;
+      expect([n, error?.split(' ')[0], done]).toEqual([n, whole ? undefined : 'TRUNCATED', whole]);
     }
   });
 
