@@ -221,6 +221,9 @@ export function decodeToolstack(body: Uint8Array, wordSize: 4 | 8, place: Place 
     if (name[length - 1] !== 0) {
       throw fail(StreamErrorCode.FIELD, at + 28, `${path}.name`, 'the name is not terminated');
     }
+    if (name.indexOf(0) !== length - 1) {
+      throw fail(StreamErrorCode.FIELD, at + 28, `${path}.name`, 'the name ends before its length');
+    }
     const text = String.fromCharCode(...name.subarray(0, length - 1));
     entries.push({
       physOffset: u64(body, at),
