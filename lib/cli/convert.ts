@@ -1,4 +1,5 @@
 /** `xen-migrate convert`: a legacy (v1) image into a v2 stream. */
+import type { Stats } from 'node:fs';
 import { stat, writeFile } from 'node:fs/promises';
 import { printable } from '../bytes/printable.js';
 import { startConvert } from '../convert/convert.js';
@@ -61,6 +62,7 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
   if (to === '-' && io.stdout.isTTY === true) {
     throw new UsageError('a guest is not written to a terminal; name a file');
   }
+  if (to !== '-' && (await statOf(to))?.isDirectory() === true) throw new UsageError(`${to} is a directory`);
   const json = values.json === true;
   const view = json ? noView : new LiveView(io, undefined, await sizeOfFile(from));
   let result: ConvertResult;
@@ -84,8 +86,12 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
 /** Bytes of a regular file; undefined for anything else. */
 async function sizeOfFile(file: string): Promise<number | undefined> {
   if (file === '-') return undefined;
-  const stats = await stat(file).catch(() => undefined);
+  const stats = await statOf(file);
   return stats?.isFile() === true ? stats.size : undefined;
+}
+
+function statOf(file: string): Promise<Stats | undefined> {
+  return stat(file).catch(() => undefined);
 }
 
 /** Writes xend's configuration beside a file. Resolves to the name of what was written. */
