@@ -1,6 +1,7 @@
 /**
- * The Migration v2 stream formats, without I/O: incremental readers that turn bytes into events, pure decoders and
- * encoders for every header and record, and the numbers they are made of. Public surface of `xen-migration/stream`.
+ * The Migration v2 stream formats, and the legacy one before them, without I/O: incremental readers that turn bytes into
+ * events, pure decoders for every header and record, encoders for those of v2, and the numbers they are made of. Public
+ * surface of `xen-migration/stream`.
  *
  * @module
  */
@@ -41,6 +42,26 @@ export { LibxlReader, type LibxlReaderOptions } from './libxl/reader.js';
 export * from './xl/constants.js';
 export * from './xl/header.js';
 export { XlReader, type XlReaderOptions } from './xl/reader.js';
+
+export * from './legacy/constants.js';
+export type * from './legacy/events.js';
+export {
+  decodeExtendedInfo,
+  decodeLegacyParam,
+  decodeLegacyTscInfo,
+  decodeLegacyVcpuInfo,
+  decodeMagicPfns,
+  decodeToolstack,
+  type LegacyExtendedInfo,
+  type LegacyPhysmap,
+  type LegacyVcpuInfo,
+} from './legacy/decode.js';
+export { applyDelta, deltaSize, LEGACY_DELTA_SIZE_MAX } from './legacy/compressed.js';
+export { LegacyReader, type LegacyReaderOptions } from './legacy/reader.js';
+
+export * from './xend/constants.js';
+export * from './xend/header.js';
+export { XendReader } from './xend/reader.js';
 
 export * from './verify/index.js';
 export * from './inspect/index.js';
