@@ -21,7 +21,8 @@ export interface LegacyHeader {
   readonly p2mFrames: Float64Array | undefined;
 }
 
-interface LegacyPiece {
+/** What all pieces of a legacy image have in common. */
+export interface LegacyPiece {
   readonly layer: 'legacy';
   /** Offset from the start of the stream. */
   readonly offset: number;

@@ -166,7 +166,7 @@ describe.each([8, 4] as const)('%d-byte words', (word) => {
 });
 
 describe('vcpus of a PV guest', () => {
-  const parts = (spec: W.ImageSpec): unknown[] =>
+  const parts = (spec: W.ImageSpec): unknown[][] =>
     events(spec, 'legacy-tail').map(({ part, vcpuId }) => [part, vcpuId]);
 
   it('without a list there is vcpu 0 alone', () => {
