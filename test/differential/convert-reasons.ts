@@ -104,6 +104,7 @@ export const REFUSALS: readonly Refusal[] = [
   refusal('no state of Xen, which receivers refuse', 'LENGTH', /^HVM context/),
   refusal('two blocks of a kind', 'DUPLICATE', /^extended info\.blocks\.id/),
   refusal('xsave states without room', 'FIELD', /^extended info\.xcnt/),
+  refusal('a NUL in a name of device memory', 'FIELD', /^TOOLSTACK.*\.name: the name ends before/),
   refusal(
     'a damaged toolstack chunk, which upstream looks at for libxl alone',
     '(VERSION|LENGTH|FIELD|LIMIT)',

@@ -33,7 +33,7 @@ const REFUSED: readonly string[] = [
     'pv64 vcpus: chunk twice',
   ],
   ...['pv64 p2m frame beyond p2m_size', 'hvm Remus plain, damaged', 'pv64 Remus plain, damaged'],
-  ...['pv32 Remus plain, damaged', 'pv64 unmapped beyond p2m_size'],
+  ...['pv32 Remus plain, damaged', 'pv64 unmapped beyond p2m_size', 'hvm toolstack, NUL in a name'],
 ];
 
 /** Images that are like no plain one, that upstream refuses and we take. */
@@ -153,6 +153,12 @@ describe('catalogue', () => {
   }
 
   const damaged = images.filter((image) => !good.includes(image));
+  it('has the images that are named here', () => {
+    expect([...REFUSED, ...TAKEN].map((name) => imageNamed(name).name)).toHaveLength(
+      REFUSED.length + TAKEN.length,
+    );
+  });
+
   it.each(damaged)('$name: is refused, with a place', async (image) => {
     const got = await ours(image.stream(), image, 'libxl');
     expect(got.error).toBeDefined();

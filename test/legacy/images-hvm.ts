@@ -339,6 +339,13 @@ function toolstacks(): Example[] {
       description: 'a name of 0 bytes, not even a NUL',
       upstream: refused('No physmap info name'),
     }),
+    example(
+      'hvm toolstack, NUL in a name',
+      of(W.toolstack([{ offset: 1, start: 2, size: 3, name: 'vga\0vram' }])),
+      {
+        description: 'a name with a NUL in it: upstream makes two strings of it, so that keys become values',
+      },
+    ),
     example('hvm toolstack, not UTF-8', of(W.toolstack([{ offset: 1, start: 2, size: 3, name: '\xe4' }])), {
       description: 'a name that Python cannot print, so that upstream breaks down',
       upstream: refused("can't decode byte 0xe4"),
