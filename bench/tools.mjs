@@ -91,11 +91,11 @@ export async function writeStreamFile(path, pages) {
   }
 }
 
-/** Path of Xen's own verify-stream-v2 and of its Python modules, if it is installed. */
-export function oracle() {
+/** Path of one of Xen's own scripts and of its Python modules, if it is installed. */
+export function oracle(script = 'verify-stream-v2') {
   const base = '/usr/lib';
   for (const name of existsSync(base) ? readdirSync(base).sort().reverse() : []) {
-    const path = `${base}/${name}/bin/verify-stream-v2`;
+    const path = `${base}/${name}/bin/${script}`;
     if (name.startsWith('xen-') && existsSync(path)) return { path, modules: `${base}/${name}/lib/python` };
   }
   return undefined;
