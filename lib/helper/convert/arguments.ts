@@ -12,7 +12,7 @@ export interface ConvertArguments {
   /** A descriptor, or a path. */
   readonly from: number | string;
   readonly to: number | string;
-  /** Bits of the word of the toolstack that wrote the image. libxl takes it to be its own. */
+  /** Bits of the word of the toolstack that wrote the image. libxl can only tell its own; the image knows better. */
   readonly width: 32 | 64;
   readonly guest: 'pv' | 'hvm';
   readonly format: 'libxc' | 'libxl';
@@ -48,7 +48,7 @@ the same with fewer words.
 
   -i, --in FD|FILE      legacy image; of a file that is open, from where it stands
   -o, --out FD|FILE     v2 stream
-  -w, --width BITS      word size of the toolstack that wrote the image: 32 or 64
+  -w, --width BITS      word size of the toolstack that wrote the image: 32 or 64; where it is the other one, so be it
   -g, --guest-type KIND pv or hvm
   -f, --format FORM     libxc (default) or libxl
   -x, --xl              xl's header stands before the image, and goes before a libxl stream

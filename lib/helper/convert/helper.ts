@@ -62,7 +62,7 @@ export async function runConvertHelper(world: ConvertWorld): Promise<number> {
 
 async function run(
   { signal }: ConvertWorld,
-  { to, guest, width, format, xl, skipQemu }: ConvertArguments,
+  { to, guest, format, xl, skipQemu }: ConvertArguments,
   { source, again }: ConvertInput,
   tmem: Parameters<typeof convert>[0]['tmem'],
 ): Promise<ConvertResult> {
@@ -71,7 +71,7 @@ async function run(
     again,
     to,
     guest,
-    width,
+    // Not the width: libxl can only guess it, and the image tells.
     // With xl's header, where there is one; a libxc stream behind it nobody could read.
     output: xl && format === 'libxl' ? undefined : format,
     skipQemu,
