@@ -1,4 +1,5 @@
 /** One checkpoint of a legacy image but for its pages: what its chunks and its tail say, to be written as v2 records. */
+import type { ConvertOutput } from './types.js';
 import type { LegacyChunkEvent, LegacyHeader, LegacyTailEvent } from '../stream/legacy/events.js';
 import {
   LegacyChunk,
@@ -41,14 +42,16 @@ export function tscRecord(body: Uint8Array): Uint8Array {
 /** Collects a checkpoint. */
 export class CheckpointState {
   readonly #header: LegacyHeader;
+  readonly #output: ConvertOutput;
   readonly #params: Param[] = [];
   readonly #physmap: LegacyPhysmap[] = [];
   readonly #tail: LegacyTailEvent[] = [];
   #tsc: Uint8Array | undefined;
   #qemu: QemuState | undefined;
 
-  constructor(header: LegacyHeader) {
+  constructor(header: LegacyHeader, output: ConvertOutput) {
     this.#header = header;
+    this.#output = output;
   }
 
   /** A chunk other than page data, tmem and the first TSC_INFO, which are not held back. */
@@ -57,8 +60,9 @@ export class CheckpointState {
     const param = decodeLegacyParam(id, body);
     if (param !== undefined) this.#params.push(param);
     else if (id === LegacyChunk.TSC_INFO) this.#tsc = body;
-    else if (id === LegacyChunk.TOOLSTACK && body.length > 0) {
-      // Decoded for PV guests too, so that a damaged one is found; they have no device model to tell of it.
+    else if (id === LegacyChunk.TOOLSTACK && body.length > 0 && this.#output !== 'libxc') {
+      // A bare libxc stream has no place for it, and it may be another toolstack's. Decoded for PV guests too, so that a
+      // damaged one is found; they have no device model to tell of it.
       const entries = decodeToolstack(body, this.#header.wordSize, event);
       if (this.#header.guest === 'hvm') this.#physmap.push(...entries);
     }

@@ -11,7 +11,7 @@ import { JobControl, now } from '../job.js';
 import { formatError, StreamErrorCode } from '../stream/codes.js';
 import type { StreamEvent } from '../stream/events.js';
 import { LegacyChunk } from '../stream/legacy/constants.js';
-import type { LegacyHeader } from '../stream/legacy/events.js';
+import type { LegacyHeader, LegacyHeaderEvent } from '../stream/legacy/events.js';
 import { StreamReader } from '../stream/stream-reader.js';
 import { XlMandatoryFlag } from '../stream/xl/constants.js';
 import { encodeXlHeader } from '../stream/xl/header.js';
@@ -44,8 +44,18 @@ export function startConvert(options: ConvertOptions): ConvertJob {
   const control = new JobControl('convert', undefined, options);
   const result = control.run(async () => {
     const { to } = options;
-    if (typeof to !== 'string' || to === '-') return convertInto(control, options, to);
-    return wholeFile(to, (path) => convertInto(control, options, path));
+    if (typeof to !== 'string' || to === '-') return (await convertInto(control, options, to)).result;
+    let done: Converted | undefined;
+    try {
+      await wholeFile(to, async (path) => {
+        done = await convertInto(control, options, path);
+      });
+      return (done as unknown as Converted).result;
+    } catch (error) {
+      // The image was complete, but not put in its place.
+      await done?.undo().catch((later: unknown) => void withCleanupError(error, later));
+      throw error;
+    }
   });
   return {
     result,
@@ -62,14 +72,20 @@ export function convert(options: ConvertOptions): Promise<ConvertResult> {
   return startConvert(options).result;
 }
 
+/** A conversion that is over, and what takes back all of it but the image itself. */
+interface Converted {
+  readonly result: ConvertResult;
+  undo(): Promise<void>;
+}
+
 async function convertInto(
   control: JobControl,
   options: ConvertOptions,
   to: ConvertOptions['to'],
-): Promise<ConvertResult> {
+): Promise<Converted> {
   const { signal } = control;
   const source = await openSource(options.from, { signal });
-  let result: ConvertResult;
+  let converted: Converted;
   try {
     const sink = await openSink(to, { signal });
     // Without this a write to a pipe that nobody reads would wait for ever.
@@ -83,7 +99,7 @@ async function convertInto(
       typeof to === 'string' ? to : undefined,
     );
     try {
-      result = await conversion.run();
+      converted = { result: await conversion.run(), undo: () => conversion.undo() };
     } catch (error) {
       sink.abort(error);
       await conversion.undo().catch((later: unknown) => void withCleanupError(error, later));
@@ -97,7 +113,7 @@ async function convertInto(
     throw error;
   }
   await source.close();
-  return result;
+  return converted;
 }
 
 class Conversion {
@@ -119,6 +135,8 @@ class Conversion {
   /** The last complete checkpoint. */
   #complete: CheckpointState | undefined;
   #checkpoints = 0;
+  /** Offset of its end. */
+  #completeEnd = 0;
   #compression = false;
   #remus: RemusCheckpoints | undefined;
 
@@ -140,7 +158,9 @@ class Conversion {
 
   async run(): Promise<ConvertResult> {
     this.#control.enter('memory');
-    const cutOffAt = await this.#read();
+    const cutOffAt = await this.#read().catch((error: unknown) => {
+      throw this.#withWayOut(error);
+    });
     const writer = this.#writer as ConvertedWriter;
     const header = this.#header as LegacyHeader;
     await this.#remus?.writeOut(writer, this.#control.signal);
@@ -173,6 +193,15 @@ class Conversion {
     };
   }
 
+  /** Damage behind complete checkpoints is not passed over, but need not be the end of the guest. */
+  #withWayOut(error: unknown): unknown {
+    if (!(error instanceof StreamFormatError) || this.#checkpoints === 0) return error;
+    const { code, reason, offset, record, path } = error;
+    const before = `${this.#checkpoints} ${this.#checkpoints === 1 ? 'checkpoint before this is' : 'checkpoints before this are'} complete`;
+    const wayOut = `to get the last of them, convert the first ${this.#completeEnd} bytes alone`;
+    return formatError(code as StreamErrorCode, `${reason} (${before}; ${wayOut})`, { offset, record, path });
+  }
+
   /** After a failure: nothing is left. */
   async undo(): Promise<void> {
     try {
@@ -199,9 +228,9 @@ class Conversion {
           const last = reader.end();
           if (last !== undefined) await this.#event(last);
         } catch (error) {
-          if (!(error instanceof StreamFormatError) || error.code !== 'ERR_XEN_STREAM_TRUNCATED') throw error;
           // The sender of a Remus image never says that it stops.
-          if (this.#checkpoints === 0) throw error;
+          const cutOff = (error as StreamFormatError).code === StreamErrorCode.TRUNCATED;
+          if (!cutOff || this.#checkpoints === 0) throw error;
           return reader.position;
         }
         return undefined;
@@ -250,7 +279,7 @@ class Conversion {
       case 'legacy-tmem':
         return this.#tmem.take(event) ?? undefined;
       case 'legacy-header':
-        return this.#begin(event.header);
+        return this.#begin(event);
       case 'xl-header': {
         this.#input = 'xl';
         const { mandatoryFlags, optionalFlags, optionalData } = event.header;
@@ -283,15 +312,15 @@ class Conversion {
     return (this.#writer ??= new ConvertedWriter(this.#sink, this.#output));
   }
 
-  async #begin(header: LegacyHeader): Promise<void> {
+  async #begin({ header, offset }: LegacyHeaderEvent): Promise<void> {
     this.#header = header;
     if (this.#xend !== undefined && this.#xend.guest !== header.guest) {
       const reason = `the configuration is of a guest of kind ${this.#xend.guest}, the image of one of ${header.guest}`;
-      throw formatError(StreamErrorCode.CONFIG, reason, { offset: 0, record: 'xend header' });
+      throw formatError(StreamErrorCode.CONFIG, reason, { offset, record: 'xend header' });
     }
-    this.#state = new CheckpointState(header);
     this.#control.note({ total: header.p2mSize });
     const writer = this.#open('libxl');
+    this.#state = this.#newState();
     if (this.#input === 'legacy' && this.#output === 'xl') await writer.write([encodeXlHeader({})]);
     await writer.headers(header);
   }
@@ -314,10 +343,26 @@ class Conversion {
   #tail(event: Extract<StreamEvent, { kind: 'legacy-tail' }>): Promise<void> | undefined {
     this.#state?.tail(event);
     if (!event.completes) return undefined;
+    const committed =
+      this.#checkpoints === 0 ? undefined : this.#remus?.commit(event.offset, this.#control.signal);
+    if (committed !== undefined) {
+      return committed.then(() => {
+        this.#completed();
+      });
+    }
+    this.#completed();
+    return undefined;
+  }
+
+  #completed(): void {
     this.#complete = this.#state;
-    this.#state = new CheckpointState(this.#header as LegacyHeader);
-    if (this.#checkpoints++ === 0) return undefined;
-    return this.#remus?.commit(event.offset, this.#control.signal);
+    this.#state = this.#newState();
+    this.#checkpoints++;
+    this.#completeEnd = this.#reader.position;
+  }
+
+  #newState(): CheckpointState {
+    return new CheckpointState(this.#header as LegacyHeader, this.#output as ConvertOutput);
   }
 
   /** What keeps the checkpoints after the first. */

@@ -6,3 +6,12 @@
 export { convert, startConvert } from './convert.js';
 export type { ConvertJob, ConvertOptions, ConvertOutput, ConvertResult } from './types.js';
 export type { TmemChoice, TmemPoolSummary, TmemSummary } from './tmem.js';
+export {
+  configOfXend,
+  isSxpList,
+  parseSxp,
+  type Sxp,
+  type SxpAtom,
+  type SxpList,
+  type XendConfig,
+} from './xend/index.js';

@@ -105,12 +105,6 @@ export const REFUSALS: readonly Refusal[] = [
   refusal('two blocks of a kind', 'DUPLICATE', /^extended info\.blocks\.id/),
   refusal('xsave states without room', 'FIELD', /^extended info\.xcnt/),
   refusal('a NUL in a name of device memory', 'FIELD', /^TOOLSTACK.*\.name: the name ends before/),
-  refusal(
-    'a damaged toolstack chunk, which upstream looks at for libxl alone',
-    '(VERSION|LENGTH|FIELD|LIMIT)',
-    /^TOOLSTACK/,
-    ({ format }) => format === 'libxc',
-  ),
   refusal(NO_LIST, 'TRUNCATED', /^(vcpu|shared info)/, ({ guest, output }) => withoutVcpus(guest, output)),
   {
     reason: 'damage behind the first checkpoint, where upstream has stopped',
