@@ -16,6 +16,7 @@ export class LegacyTmemChecker {
   #sections = 0;
   #extras = 0;
   #ephemeral = 0;
+  readonly #pools = new Set<number>();
   /** Of the section that is being read. */
   #offset = 0;
 
@@ -32,9 +33,10 @@ export class LegacyTmemChecker {
       case 'section':
         this.#offset = offset;
         this.#ephemeral = 0;
-        if (this.#sections++ > 0) findings.warning(StreamErrorCode.DUPLICATE, place, 'a second one');
+        if (this.#sections++ > 0) findings.error(StreamErrorCode.DUPLICATE, place, 'a second one');
         return;
       case 'pool':
+        this.#pools.add(event.pool.poolId);
         if (!event.pool.persistent) this.#ephemeral++;
         else if (event.pool.pages === 0) this.#persistent(offset, event.pool.poolId, 0, 0);
         return;
@@ -49,7 +51,7 @@ export class LegacyTmemChecker {
       case 'section-end':
         if (this.#ephemeral === 0) return;
         findings.warning(
-          StreamErrorCode.TYPE,
+          StreamErrorCode.TMEM,
           { offset: this.#offset, record: TMEM },
           `${plural(this.#ephemeral, 'ephemeral pool')}: caches, which a conversion drops`,
         );
@@ -60,8 +62,14 @@ export class LegacyTmemChecker {
         if (this.#extras++ > 0) findings.warning(StreamErrorCode.DUPLICATE, where, 'a second one');
         return;
       }
+      case 'flush': {
+        const { poolId } = event.handle;
+        if (this.#pools.has(poolId)) return;
+        const where = { offset, record: TMEM_EXTRA, path: 'pool_id' };
+        findings.error(StreamErrorCode.FIELD, where, `pool ${poolId} is not one of the image's`);
+        return;
+      }
       case 'page':
-      case 'flush':
         return;
     }
   }
@@ -69,6 +77,6 @@ export class LegacyTmemChecker {
   #persistent(offset: number, poolId: number, pages: number, said: number): void {
     const of = pages === said ? '' : ` of at most ${said}`;
     const message = `pool ${poolId} is persistent, ${plural(pages, 'page')}${of}: swapped-out memory of the guest, which no Xen since 4.13 takes`;
-    this.#findings.warning(StreamErrorCode.TYPE, { offset, record: TMEM, path: 'pools' }, message);
+    this.#findings.warning(StreamErrorCode.TMEM, { offset, record: TMEM, path: 'pools' }, message);
   }
 }

@@ -305,7 +305,7 @@ describe('findings', () => {
     // tmem
     'ephemeral pools': [
       withBody(hvm, W.tmem({ pools: [W.ephemeral(0), W.ephemeral(5)] }), W.tsc(), pages, ...state),
-      ['W TYPE TMEM'],
+      ['W TMEM TMEM'],
     ],
     'persistent pools': [
       withBody(
@@ -313,7 +313,7 @@ describe('findings', () => {
         W.tmem({ pools: [W.persistent(0, [W.tmemPage(1, 2)]), { ...W.persistent(1, []), declared: 0 }] }),
         ...[W.tsc(), pages, ...state],
       ),
-      ['W TYPE TMEM.pools', 'W TYPE TMEM.pools'],
+      ['W TMEM TMEM.pools', 'W TMEM TMEM.pools'],
     ],
     'pages that the writer passed over': [
       withBody(
@@ -321,15 +321,24 @@ describe('findings', () => {
         W.tmem({ pools: [{ ...W.persistent(0, [W.tmemPage(1, 2)]), declared: 4, terminated: false }] }),
         ...[W.tsc(), pages, ...state],
       ),
-      ['W TYPE TMEM.pools', 'W MISSING TMEM.oid'],
+      ['W TMEM TMEM.pools', 'W MISSING TMEM.oid'],
     ],
     'TMEM twice': [
       withBody(hvm, W.tmem(), W.tmem(), W.tsc(), pages, ...state),
-      ['W ORDER TMEM', 'W DUPLICATE TMEM'],
+      ['W ORDER TMEM', 'E DUPLICATE TMEM'],
     ],
     'TMEM_EXTRA alone, twice': [
       withBody(hvm, W.tsc(), pages, W.tmemExtra(), W.tmemExtra(), ...state),
       ['W ORDER TMEM_EXTRA', 'W ORDER TMEM_EXTRA', 'W DUPLICATE TMEM_EXTRA'],
+    ],
+    'TMEM_EXTRA of a pool that there is not': [
+      withBody(
+        hvm,
+        W.tmem({ pools: [W.ephemeral(1)] }),
+        ...[W.tsc(), pages, W.tmemExtra([1, 2].map((pool) => ({ pool, object: [1n, 2n, 3n], index: 4 })))],
+        ...state,
+      ),
+      ['W TMEM TMEM', 'E FIELD TMEM_EXTRA.pool_id'],
     ],
     'a tmem section that cannot be read': [
       withBody(hvm, W.tmem({ version: 2 }), W.tsc(), pages, ...state),
