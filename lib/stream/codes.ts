@@ -51,7 +51,7 @@ export const StreamErrorCode = {
   TRAILING: 'ERR_XEN_STREAM_TRAILING',
   /** Made from a legacy stream by a converter. A remark of verifiers. */
   CONVERTED: 'ERR_XEN_STREAM_CONVERTED',
-  /** A legacy stream has tmem pools, and what was chosen for them does not cover these. A remark of verifiers. */
+  /** A legacy stream has tmem pools, and what was chosen for them does not cover these; verifiers remark on it. */
   TMEM: 'ERR_XEN_STREAM_TMEM',
 } as const;
 

@@ -11,6 +11,7 @@ import type { Command } from '../../../lib/cli/command.js';
 import { CancelledError, UsageError } from '../../../lib/errors.js';
 import type { Inspection } from '../../../lib/stream/inspect/index.js';
 import type { VerifyReport } from '../../../lib/stream/verify/index.js';
+import { imageNamed } from '../../legacy/images.js';
 import * as T from './streams.js';
 
 let dir: string;
@@ -166,3 +167,45 @@ describe('inspect', () => {
 function kib(bytes: number): string {
   return `${(bytes / 1024).toPrecision(3)} KiB`;
 }
+
+describe('legacy images', () => {
+  const write = (of: string): string => {
+    const name = path.join(dir, 'legacy.save');
+    fs.writeFileSync(name, imageNamed(of).bytes());
+    return name;
+  };
+
+  it.each([
+    ['legacy', 'hvm 4.5 save, 64-bit toolstack', 'legacy of a 64-bit toolstack, x86 HVM'],
+    ['xl', 'xl pv32, 32-bit toolstack', 'legacy of a 32-bit toolstack, x86 PV'],
+    ['xend', 'xend hvm', 'legacy of a 64-bit toolstack, x86 HVM'],
+  ])('%s', async (format, image, what) => {
+    const name = write(image);
+    for (const argv of [[name], [name, '--format', format], [name, '--skip-pages']]) {
+      const { code, out } = await run(verify, argv);
+      expect({ code, out }).toEqual({
+        code: 0,
+        out: expect.stringContaining(`valid (${format}, ${what}, `) as string,
+      });
+    }
+    const { code, out } = await run(inspect, [name, '--format', format]);
+    expect(code).toBe(0);
+    expect(out).toMatch(new RegExp(`^format +${format}$`, 'm'));
+    const json = JSON.parse((await run(inspect, [name, '--json'])).out) as Inspection;
+    expect(json.legacy?.guest).toBe(what.endsWith('PV') ? 'pv' : 'hvm');
+  });
+
+  it('one of Remus that is cut off is readable, and valid with a warning', async () => {
+    const name = write('pv64 Remus compressed, in deltas');
+    expect((await run(inspect, [name])).code).toBe(0);
+    const { code, out } = await run(verify, [name]);
+    expect(code).toBe(0);
+    expect(out).toMatch(/warning at \d+ COMPRESSED_DATA: ends after a complete checkpoint/);
+  });
+
+  it('one that is cut off before that is neither', async () => {
+    const name = write('hvm, in the first batch');
+    expect((await run(inspect, [name])).code).toBe(1);
+    expect((await run(verify, [name])).code).toBe(1);
+  });
+});
