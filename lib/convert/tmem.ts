@@ -3,7 +3,6 @@
  * docs/design/tmem.md has the reasons.
  */
 
-import { setU64 } from '../bytes/le.js';
 import { CancelledError, UsageError, type StreamFormatError } from '../errors.js';
 import { formatError, StreamErrorCode } from '../stream/codes.js';
 import { LegacyChunk, legacyChunkName, TmemPoolFlag } from '../stream/legacy/constants.js';
@@ -14,7 +13,7 @@ import type {
   TmemPoolEnd,
   TmemSection,
 } from '../stream/legacy/events.js';
-import { uuidText } from '../toolstack/xen/paths.js';
+import { tmemPoolUuid } from '../stream/legacy/tmem.js';
 import { poolFiles, TmemExport } from './tmem-export.js';
 
 /**
@@ -265,21 +264,13 @@ function summaryOf({ pool, there, invalidated, end }: Pool): TmemPoolSummary {
     shared: pool.shared,
     precompressed: (pool.flags & TmemPoolFlag.PRECOMPRESSED) !== 0,
     pageSize: pool.pageSize,
-    uuid: poolUuid(pool),
+    uuid: tmemPoolUuid(pool),
     pages: pool.pages,
     pagesThere: there,
     missing: pool.pages - there,
     invalidated,
     end,
   };
-}
-
-/** The 16 bytes in their order in the image, which is that of the file system whose cache the pool was. */
-function poolUuid({ uuid }: TmemPool): string {
-  const bytes = new Uint8Array(16);
-  setU64(bytes, 0, uuid[0]);
-  setU64(bytes, 8, uuid[1]);
-  return uuidText(bytes);
 }
 
 /** What tmem.json says. */

@@ -1,5 +1,6 @@
 /** What the tmem sections of a legacy image have in them. */
 
+import { tmemPoolUuid } from '../legacy/tmem.js';
 import type { LegacyTmemEvent, TmemPool } from '../legacy/events.js';
 import { LegacyChunk, legacyChunkName, TmemClientFlag, TmemPoolFlag } from '../legacy/constants.js';
 import type { Inspection, TmemFacts, TmemPoolRow } from './report.js';
@@ -105,7 +106,6 @@ export class TmemInspection {
 
 function poolRow(pool: TmemPool): Writable<TmemPoolRow> {
   const { poolId, flags, persistent, shared, pageSize, pages } = pool;
-  const uuid = pool.uuid.map((half) => half.toString(16).padStart(16, '0')).join('');
   const precompressed = (flags & TmemPoolFlag.PRECOMPRESSED) !== 0;
   return {
     poolId,
@@ -114,7 +114,7 @@ function poolRow(pool: TmemPool): Writable<TmemPoolRow> {
     shared,
     precompressed,
     pageSize,
-    uuid,
+    uuid: tmemPoolUuid(pool),
     declared: pages,
     present: 0,
     end: pages === 0 ? 'count' : undefined,

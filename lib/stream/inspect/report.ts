@@ -118,7 +118,7 @@ export interface TmemPoolRow {
   readonly shared: boolean;
   readonly precompressed: boolean;
   readonly pageSize: number;
-  /** 32 hexadecimal digits. */
+  /** As text, in groups. */
   readonly uuid: string;
   /** Pages that it says it has at most, and those that were there. */
   readonly declared: number;

@@ -31,7 +31,8 @@
  * which neither looks like: a pool's flags hold its version, 1, in the top byte, where that oid has zeros.
  */
 
-import { u32, u64 } from '../../bytes/le.js';
+import { setU64, u32, u64 } from '../../bytes/le.js';
+import { uuidText } from '../../bytes/uuid.js';
 import { StreamErrorCode } from '../codes.js';
 import {
   LEGACY_BATCH_MAX,
@@ -172,4 +173,12 @@ export function* parseTmemExtra(parser: LegacyParser): Parsing {
     const handle = handleOf(poolId, rest, 0, u32(rest, OID_SIZE));
     yield* give<'flush'>(offset, { part: 'flush', handle });
   }
+}
+
+/** A pool's UUID as text: its 16 bytes in their order in the image, which is that of the file system whose cache it was. */
+export function tmemPoolUuid({ uuid }: TmemPool): string {
+  const bytes = new Uint8Array(16);
+  setU64(bytes, 0, uuid[0]);
+  setU64(bytes, 8, uuid[1]);
+  return uuidText(bytes);
 }

@@ -9,7 +9,8 @@ import { UsageError, withCleanupError, XenMigrationError } from '../../errors.js
 import type { XenstoreClient } from '../xenstore/index.js';
 import type { DeviceModels } from './device-model.js';
 import { findDomain, type ToolstackDomainInfo } from './hypercalls.js';
-import { qmpSockets, restoreFile, saveFile, uuidText, xsPath } from './paths.js';
+import { uuidText } from '../../bytes/uuid.js';
+import { qmpSockets, restoreFile, saveFile, xsPath } from './paths.js';
 import type { Parts } from './parts.js';
 import { removeUserData } from './user-data.js';
 

@@ -4,7 +4,8 @@
  * libxl__device_console_add).
  */
 import type { XenstoreClient, XenstoreNodes, XenstorePermission } from '../xenstore/index.js';
-import { uuidText, xsPath } from './paths.js';
+import { uuidText } from '../../bytes/uuid.js';
+import { xsPath } from './paths.js';
 import type { DomainPlan } from './plan.js';
 import type { BackendWiring } from '../toolstack.js';
 

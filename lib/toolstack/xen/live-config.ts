@@ -7,7 +7,8 @@ import { UsageError } from '../../errors.js';
 import type { DeviceModels } from './device-model.js';
 import type { ToolstackDomainInfo } from './hypercalls.js';
 import { objectOf, parseJson, printJson, type JsonObject } from './json.js';
-import { uuidText, xsPath } from './paths.js';
+import { uuidText } from '../../bytes/uuid.js';
+import { xsPath } from './paths.js';
 import type { Parts } from './parts.js';
 import { readConfig } from './user-data.js';
 

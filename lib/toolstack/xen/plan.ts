@@ -7,7 +7,7 @@
 import { UsageError } from '../../errors.js';
 import { isBigNumber, objectOf, parseJson, printJson, type JsonObject } from './json.js';
 import type { GuestKind } from './parts.js';
-import { uuidBytes } from './paths.js';
+import { uuidBytes } from '../../bytes/uuid.js';
 
 /** One domain to be built. */
 export interface DomainPlan {
