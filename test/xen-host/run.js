@@ -16,6 +16,7 @@ import { parseArgs } from 'node:util';
 import { ask, hasProgram, heading, quietly, root, say, StepFailed } from '../../scripts/steps.js';
 import { addon, checkNode, library, main, npmPackages, systemPackages } from '../../scripts/setup.js';
 import { images } from './image/images.js';
+import { putStreams } from './image/streams.js';
 import { scenariosOf } from './lib/scenarios.js';
 import { consoleOf, execute, folderOf, pidOf, ready, running, start, stop } from './machine/machine.js';
 import { startPair } from './machine/pair.js';
@@ -74,6 +75,7 @@ class Run {
     this.share = path.join(kept, 'share');
     fs.rmSync(kept, { recursive: true, force: true });
     fs.mkdirSync(path.join(this.share, 'claims'), { recursive: true });
+    for (const name of putStreams(this.share)) say(`!!! absent, so nothing is proved with it: ${name}`);
   }
 
   /**
@@ -188,6 +190,12 @@ async function contract() {
   await quietly('contract', [process.execPath, 'test/contract/build.js']);
 }
 
+/** The writer of legacy images, in the same way. */
+async function legacy() {
+  heading('writer of legacy images (rolldown)');
+  await quietly('legacy', [process.execPath, 'test/legacy/build.js']);
+}
+
 /** Fails where the packages cannot be had: a run without the machine proves nothing. */
 async function packages() {
   try {
@@ -225,6 +233,7 @@ await main(async () => {
     await addon();
   }
   await contract();
+  await legacy();
   /** @type {Set<Kind>} */
   const kinds = new Set();
   for (const kind of /** @type {const} */ (['stock', 'shadow', 'pair'])) {
