@@ -13,7 +13,9 @@ import path from 'node:path';
 import { CancelledError, UsageError } from '../errors.js';
 import type { TmemHandle } from '../stream/legacy/events.js';
 import { transportFailure } from '../transport/failure.js';
-import { FileSink, openSink, type ByteSink } from '../transport/index.js';
+import { FileSink } from '../transport/file.js';
+import { openSink } from '../transport/open.js';
+import type { ByteSink } from '../transport/types.js';
 
 /** Bytes that a file holds back before it writes. */
 const HELD_MAX = 1 << 20;

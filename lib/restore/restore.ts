@@ -4,7 +4,7 @@ import { debug } from '../debug.js';
 import { UsageError, withCleanupError, XenMigrationError } from '../errors.js';
 import type { Host } from '../host/host.js';
 import { JobControl } from '../job.js';
-import { openSource } from '../transport/index.js';
+import { openSource } from '../transport/open.js';
 import type { ByteSource } from '../transport/types.js';
 import { RestoreSession } from './session.js';
 import type { RestoreJob, RestoreOptions, RestoreResult } from './types.js';
