@@ -6,7 +6,8 @@ import { fileURLToPath } from 'node:url';
 import { best, GIB, inFolder, oracle, PAGE, rate } from './tools.mjs';
 
 export const name = 'convert';
-export const about = 'the whole command, a 1 GiB legacy image from file to file in the page cache';
+export const about =
+  'the whole command, a 1 GiB legacy image from file to file; ours waits for the disk, TMPDIR=/dev/shm leaves that out';
 
 const command = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url));
 const BATCH = 1024;
