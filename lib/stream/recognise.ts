@@ -38,3 +38,20 @@ export function recogniseFormat(bytes: Uint8Array): RecognisedFormat | undefined
   const plausible = p2mSize > 0 && p2mSize <= LEGACY_P2M_SIZE_MAX && next <= LEGACY_BATCH_MAX;
   return plausible && next > -LEGACY_CHUNKS ? 'legacy' : undefined;
 }
+
+/** What files begin with that a compressor has made, in hexadecimal. */
+const COMPRESSORS: readonly (readonly [name: string, magic: string])[] = [
+  ['gzip', '1f8b08'],
+  ['zstd', '28b52ffd'],
+  ['xz', 'fd377a585a'],
+  ['bzip2', '425a68'],
+  ['lz4', '04224d18'],
+];
+
+/** Name of the program that has compressed a file which begins with these bytes; undefined if it is none of those known. */
+export function compressorOf(bytes: Uint8Array): string | undefined {
+  const text = Array.from(bytes.subarray(0, RECOGNISE_SIZE), (byte) =>
+    byte.toString(16).padStart(2, '0'),
+  ).join('');
+  return COMPRESSORS.find(([, magic]) => text.startsWith(magic))?.[0];
+}

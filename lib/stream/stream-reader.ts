@@ -7,7 +7,7 @@ import { LibxcReader } from './libxc/reader.js';
 import { LegacyReader } from './legacy/reader.js';
 import { LibxlReader } from './libxl/reader.js';
 import { ReaderBase } from './reader-base.js';
-import { RECOGNISE_SIZE, recogniseFormat, type RecognisedFormat } from './recognise.js';
+import { compressorOf, RECOGNISE_SIZE, recogniseFormat, type RecognisedFormat } from './recognise.js';
 import { XendReader } from './xend/reader.js';
 import { XlReader, type XlReaderOptions } from './xl/reader.js';
 
@@ -100,7 +100,12 @@ export class StreamReader extends ReaderBase {
   #recognise(): RecognisedFormat {
     const format = recogniseFormat(this.#first);
     if (format !== undefined) return format;
-    throw this.#refuse(StreamErrorCode.FORMAT, 'is neither a libxc, a libxl nor an xl stream');
+    const compressor = compressorOf(this.#first);
+    const what =
+      compressor === undefined
+        ? 'is neither a libxc, a libxl nor an xl stream'
+        : `is a file of ${compressor}: decompress it first`;
+    throw this.#refuse(StreamErrorCode.FORMAT, what);
   }
 
   #refuse(code: StreamErrorCode, reason: string): StreamFormatError {

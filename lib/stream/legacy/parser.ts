@@ -64,6 +64,8 @@ export interface ParserOptions {
 }
 
 const ID_SIZE = 4;
+/** A p2m_size that gzip's first bytes look like, where the time in them is 0. */
+const GZIP = 0x08_8b1f;
 const ALL_ONES = 0xffff_ffff;
 
 /** First bytes of what xl's sender says after the image: "domain is yours, …". Xen 4.0 has no LAST_CHECKPOINT before it. */
@@ -385,8 +387,11 @@ export class LegacyParser {
         this.limit(size, LEGACY_COMPRESSED_MAX, 'size', (this.#header as LegacyHeader).wordSize);
         return size === 0 ? none : yield* this.bytes(size);
       }
-      default:
-        throw this.error(StreamErrorCode.TYPE, 'no chunk has this id', 'id', ID_SIZE);
+      default: {
+        const gzip = ((this.#header as LegacyHeader).p2mSize & 0xff_ffff) === GZIP;
+        const reason = `no chunk has this id${gzip ? '; the image begins as a file of gzip does: decompress it first' : ''}`;
+        throw this.error(StreamErrorCode.TYPE, reason, 'id', ID_SIZE);
+      }
     }
   }
 

@@ -3,6 +3,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync, existsSy
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { PassThrough, Readable, Writable } from 'node:stream';
+import { gzipSync } from 'node:zlib';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { convert, startConvert } from '../../../lib/convert/convert.js';
 import type { ConvertOptions } from '../../../lib/convert/types.js';
@@ -349,4 +350,11 @@ describe('a conversion', () => {
     expect(result.tmem?.exported).toBe(target);
     expect(readdirSync(target).length).toBeGreaterThan(1);
   });
+});
+
+it.each([
+  ['gzip', gzipSync(imageNamed('xl hvm').bytes())],
+  ['zstd', Uint8Array.of(0x28, 0xb5, 0x2f, 0xfd, 1, 2, 3, 4, 5)],
+])('says what a file of %s is', async (name, bytes) => {
+  await expect(inMemory(bytes)).rejects.toThrow(new RegExp(`file of ${name}.*decompress it first`));
 });
