@@ -5,7 +5,6 @@
  * Only an image of Remus needs more, since its last complete checkpoint is what comes out: see remus.ts.
  */
 import { tmpdir } from 'node:os';
-import { MAX_BATCH, PAGE_SIZE, pageTypeHasData } from '../abi/pages.js';
 import { StreamFormatError, UsageError, withCleanupError } from '../errors.js';
 import { JobControl, now } from '../job.js';
 import { formatError, StreamErrorCode } from '../stream/codes.js';
@@ -18,8 +17,8 @@ import { encodeXlHeader } from '../stream/xl/header.js';
 import { openSink, openSource } from '../transport/open.js';
 import type { ByteSink, ByteSource } from '../transport/types.js';
 import { wholeFile } from '../transport/whole.js';
+import { loadBase } from './base.js';
 import { CheckpointState } from './checkpoint.js';
-import { offsetOf, runs, type GuestMemory } from './guest-memory.js';
 import { RemusCheckpoints } from './remus.js';
 import { TmemKeeper } from './tmem.js';
 import type { ConvertJob, ConvertOptions, ConvertOutput, ConvertResult } from './types.js';
@@ -370,85 +369,23 @@ class Conversion {
     if (this.#remus !== undefined) return this.#remus;
     const { p2mSize } = this.#header as LegacyHeader;
     this.#remus = new RemusCheckpoints(this.#options.temporary ?? tmpdir(), p2mSize);
-    if (this.#compression) await this.#loadBase(this.#remus.memory);
+    if (this.#compression) {
+      const written = this.#path === undefined || this.#path === '-' ? undefined : this.#path;
+      const { signal } = this.#control;
+      await loadBase(this.#remus.memory, {
+        options: this.#options,
+        reader: newReader(this.#options),
+        written,
+        signal,
+      });
+    }
     return this.#remus;
-  }
-
-  /** Deltas change what the first checkpoint brought, which has gone by: it is read again, from the input or the output. */
-  async #loadBase(memory: GuestMemory): Promise<void> {
-    const { from } = this.#options;
-    const again =
-      from instanceof Uint8Array || (typeof from === 'string' && from !== '-')
-        ? await openSource(from, { signal: this.#control.signal }).catch(() => undefined)
-        : await this.#options.again?.();
-    if (again !== undefined && (again.skip !== undefined || from instanceof Uint8Array)) {
-      return closing(again, () => this.#replay(again, newReader(this.#options), memory));
-    }
-    await again?.close();
-    if (this.#path === undefined || this.#path === '-') {
-      throw new UsageError(
-        'the pages of this Remus image are compressed: to convert it, give it as a file, or let the output be one',
-      );
-    }
-    const written = await openSource(this.#path, { signal: this.#control.signal });
-    await closing(written, () => this.#replay(written, new StreamReader(), memory));
-  }
-
-  /** Puts the pages of the first checkpoint into memory. */
-  async #replay(source: ByteSource, reader: StreamReader, memory: GuestMemory): Promise<void> {
-    const { signal } = this.#control;
-    const data = new Float64Array(MAX_BATCH);
-    let ranges: (readonly [number, number])[] = [];
-    while (!reader.done) {
-      const bytes = source.take(reader.want);
-      if (bytes === undefined) {
-        if (!(await source.wait(reader.want, signal))) return;
-        continue;
-      }
-      const event = reader.feed(bytes);
-      if (event?.kind === 'page-data') {
-        const { count, pfns, types } = event;
-        let n = 0;
-        for (let i = 0; i < count; i++)
-          if (pageTypeHasData(types[i] as number)) data[n++] = pfns[i] as number;
-        ranges = [...runs(data, n)];
-      } else if (event?.kind === 'page-bytes') {
-        await writeAt(memory, data, ranges, event.at, event.bytes);
-      } else if (event?.kind === 'legacy-tail' && event.completes) {
-        return;
-      }
-    }
   }
 }
 
 function newReader({ guest, width }: ConvertOptions): StreamReader {
   const wordSize = width === undefined ? undefined : width === 32 ? 4 : 8;
   return new StreamReader({ legacy: { guest, wordSize } });
-}
-
-/** Writes a piece of a batch's contents, which begins at byte `at` of them, to where its pages are. */
-async function writeAt(
-  memory: GuestMemory,
-  pfns: Float64Array,
-  ranges: readonly (readonly [from: number, n: number])[],
-  at: number,
-  bytes: Uint8Array,
-): Promise<void> {
-  for (const [from, n] of ranges) {
-    const begin = Math.max(at, from * PAGE_SIZE);
-    const end = Math.min(at + bytes.length, (from + n) * PAGE_SIZE);
-    if (begin >= end) continue;
-    const offset = offsetOf(pfns[from] as number) + begin - from * PAGE_SIZE;
-    await memory.write(bytes.subarray(begin - at, end - at), offset);
-  }
-}
-
-async function closing<T>(source: ByteSource, work: () => Promise<T>): Promise<T> {
-  try {
-    return await work();
-  } finally {
-    await source.close();
-  }
 }
 
 function notLegacy(layer: string, offset: number): StreamFormatError {

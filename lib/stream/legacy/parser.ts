@@ -11,7 +11,7 @@
  */
 
 import { PAGE_SIZE } from '../../abi/pages.js';
-import { fppOf, VCPU_CONTEXT } from '../../abi/pv.js';
+import { fppOf } from '../../abi/pv.js';
 import { u32, u64n } from '../../bytes/le.js';
 import type { StreamFormatError } from '../../errors.js';
 import { formatError, StreamErrorCode } from '../codes.js';
@@ -22,7 +22,6 @@ import {
   LEGACY_BATCH_MAX,
   LEGACY_COMPRESSED_MAX,
   LEGACY_EXTENDED_INFO_MAX,
-  LEGACY_EXTENDED_SIZE,
   LEGACY_P2M_SIZE_MAX,
   LEGACY_PARAM_CHUNKS,
   LEGACY_TOOLSTACK_MAX,
@@ -32,13 +31,10 @@ import {
   LegacyChunk,
   legacyChunkName,
   LegacyPart,
-  QEMU_MAGIC,
-  QEMU_SIGNATURE_SIZE,
-  QemuSignature,
-  type LegacyPartName,
 } from './constants.js';
 import { decodeExtendedInfo, decodeLegacyVcpuInfo, vcpuInfoSize, type LegacyExtendedInfo } from './decode.js';
-import type { LegacyHeader, LegacyTailEvent } from './events.js';
+import type { LegacyHeader } from './events.js';
+import { parseHvmTail, parsePvTail } from './tails.js';
 import { parseTmem, parseTmemExtra } from './tmem.js';
 
 /** What the parser asks of the reader. `bytes` is answered by so many bytes, borrowed until the next question. */
@@ -69,7 +65,6 @@ const GZIP = 0x08_8b1f;
 const ALL_ONES = 0xffff_ffff;
 
 /** First bytes of what xl's sender says after the image: "domain is yours, …". Xen 4.0 has no LAST_CHECKPOINT before it. */
-const HANDOVER = 'domain is yours, you are cleared to unpause\0';
 const HANDOVER_ID = 0x616d_6f64;
 
 export class LegacyParser {
@@ -79,7 +74,8 @@ export class LegacyParser {
   #at: number;
   #header: LegacyHeader | undefined;
   #online: readonly number[] = [0];
-  #lastCheckpoint = false;
+  /** No other checkpoint follows. */
+  lastCheckpoint = false;
   #compressionAnnounced = false;
   #compressed = false;
   checkpoints = 0;
@@ -105,10 +101,10 @@ export class LegacyParser {
     this.#header = header;
     for (;;) {
       if (yield* this.#chunks(header)) return;
-      if (header.guest === 'pv') yield* this.#pvTail(header);
-      else yield* this.#hvmTail();
+      if (header.guest === 'pv') yield* parsePvTail(this, header, this.#online);
+      else yield* parseHvmTail(this);
       this.#compressed = this.#compressionAnnounced;
-      if (this.#lastCheckpoint) return;
+      if (this.lastCheckpoint) return;
     }
   }
 
@@ -132,6 +128,13 @@ export class LegacyParser {
   *back(bytes: Uint8Array): Parsing {
     this.#at -= bytes.length;
     yield { kind: 'back', bytes };
+  }
+
+  /** All bytes up to the end of the file. */
+  *rest(): Parsing<Uint8Array> {
+    const bytes = yield { kind: 'until-eof' };
+    this.#at += bytes.length;
+    return bytes;
   }
 
   *skip(size: number): Parsing {
@@ -325,7 +328,7 @@ export class LegacyParser {
           this.#online = decodeLegacyVcpuInfo(body, { offset }).online;
           break;
         case LegacyChunk.LAST_CHECKPOINT:
-          this.#lastCheckpoint = true;
+          this.lastCheckpoint = true;
           break;
         case LegacyChunk.ENABLE_COMPRESSION:
           this.#compressionAnnounced = true;
@@ -422,120 +425,4 @@ export class LegacyParser {
     if (size > 0) yield { kind: 'pages', size, offset };
     this.#at += size;
   }
-
-  // -- tails ---------------------------------------------------------------------------------------------------------
-
-  *#tail(
-    part: LegacyPartName,
-    offset: number,
-    body: Uint8Array,
-    more: Partial<Pick<LegacyTailEvent, 'vcpuId' | 'count' | 'signature' | 'completes' | 'violation'>> = {},
-  ): Parsing {
-    const { completes = false, ...rest } = more;
-    if (completes) this.checkpoints++;
-    yield {
-      kind: 'event',
-      event: { kind: 'legacy-tail', layer: 'legacy', offset, part, body, completes, ...rest },
-    };
-  }
-
-  *#hvmTail(): Parsing {
-    this.reading = LegacyPart.MAGIC_PFNS;
-    let offset = this.#at;
-    yield* this.#tail(LegacyPart.MAGIC_PFNS, offset, (yield* this.bytes(24)).slice());
-    this.reading = LegacyPart.HVM_CONTEXT;
-    offset = this.#at;
-    const length = this.limit(u32(yield* this.bytes(4), 0), REC_LENGTH_MAX, 'length', 4);
-    const problem =
-      length === 0
-        ? this.error(StreamErrorCode.LENGTH, 'no state at all: HVM_CONTEXT may not be empty', 'length', 4)
-        : undefined;
-    const violation = this.violation(problem);
-    const context = length === 0 ? new Uint8Array(0) : (yield* this.bytes(length)).slice();
-    yield* this.#tail(LegacyPart.HVM_CONTEXT, offset, context, violation && { violation });
-    yield* this.#qemu();
-  }
-
-  /** 21 characters of signature; then u32 length and state, or state up to the end of the file. */
-  *#qemu(): Parsing {
-    this.reading = LegacyPart.QEMU;
-    const offset = this.#at;
-    const signature = String.fromCharCode(...(yield* this.bytes(QEMU_SIGNATURE_SIZE)));
-    let body: Uint8Array;
-    switch (signature) {
-      case QemuSignature.LIBXL:
-      case QemuSignature.REMUS: {
-        const length = this.limit(u32(yield* this.bytes(4), 0), REC_LENGTH_MAX, 'length', 4);
-        body = length === 0 ? new Uint8Array(0) : (yield* this.bytes(length)).slice();
-        break;
-      }
-      case QemuSignature.UNTIL_EOF: {
-        this.#lastCheckpoint = true;
-        body = withoutHandover(yield { kind: 'until-eof' });
-        this.#at += body.length;
-        const magic = String.fromCharCode(...body.subarray(0, QEMU_MAGIC.length));
-        if (magic !== QEMU_MAGIC) {
-          const reason =
-            body.length < QEMU_MAGIC.length
-              ? `QEMU's state ends after ${body.length} bytes`
-              : `QEMU's state begins with ${JSON.stringify(magic)}, not with "${QEMU_MAGIC}"`;
-          const code = body.length < QEMU_MAGIC.length ? StreamErrorCode.TRUNCATED : StreamErrorCode.ID;
-          throw this.error(code, reason, 'state', body.length);
-        }
-        break;
-      }
-      default: {
-        const reason = `${JSON.stringify(signature)} is no signature of QEMU's record`;
-        throw this.error(StreamErrorCode.ID, reason, 'signature', QEMU_SIGNATURE_SIZE);
-      }
-    }
-    yield* this.#tail(LegacyPart.QEMU, offset, body, { signature, completes: true });
-  }
-
-  *#pvTail(header: LegacyHeader): Parsing {
-    this.reading = LegacyPart.UNMAPPED_PFNS;
-    const offset = this.#at;
-    const count = u32(yield* this.bytes(4), 0);
-    this.limit(count, header.p2mSize, 'count', 4);
-    yield* this.skip(count * header.wordSize);
-    yield* this.#tail(LegacyPart.UNMAPPED_PFNS, offset, new Uint8Array(0), { count });
-    for (const vcpuId of this.#online) yield* this.#vcpu(vcpuId, header);
-    this.reading = LegacyPart.SHARED_INFO;
-    const at = this.#at;
-    const page = (yield* this.bytes(PAGE_SIZE)).slice();
-    yield* this.#tail(LegacyPart.SHARED_INFO, at, page, { completes: true });
-  }
-
-  *#vcpu(vcpuId: number, header: LegacyHeader): Parsing {
-    this.reading = LegacyPart.VCPU_BASIC;
-    const { size } = VCPU_CONTEXT[header.guestWidth as 4 | 8];
-    let offset = this.#at;
-    yield* this.#tail(LegacyPart.VCPU_BASIC, offset, (yield* this.bytes(size)).slice(), { vcpuId });
-    if (header.extendedContexts) {
-      this.reading = LegacyPart.VCPU_EXTENDED;
-      offset = this.#at;
-      const body = (yield* this.bytes(LEGACY_EXTENDED_SIZE)).slice();
-      yield* this.#tail(LegacyPart.VCPU_EXTENDED, offset, body, { vcpuId });
-    }
-    if (header.xsaveSize === 0) return;
-    this.reading = LegacyPart.VCPU_XSAVE;
-    offset = this.#at;
-    // A vcpu without any such state is written without it, though it was announced. What follows then has no such size.
-    const head = (yield* this.bytes(LEGACY_XSAVE_HEAD_SIZE)).slice();
-    yield* this.back(head);
-    if (u64n(head, 8) !== header.xsaveSize - LEGACY_XSAVE_HEAD_SIZE) return;
-    yield* this.#tail(LegacyPart.VCPU_XSAVE, offset, (yield* this.bytes(header.xsaveSize)).slice(), {
-      vcpuId,
-    });
-  }
-}
-
-/** What xl's sender says last may stand at the end of a captured migration. */
-function withoutHandover(bytes: Uint8Array): Uint8Array {
-  const from = bytes.length - HANDOVER.length;
-  if (from < 0) return bytes;
-  for (let i = 0; i < HANDOVER.length; i++) {
-    if (bytes[from + i] !== HANDOVER.charCodeAt(i)) return bytes;
-  }
-  return bytes.subarray(0, from);
 }
