@@ -79,6 +79,8 @@ export {
   type XenstoreFacts,
 } from './errors.js';
 
+export { XlError, type XlFacts } from './toolstack/xl/error.js';
+
 // The host that this machine is.
 export { openXenHost, XenHost, type XenHostOptions } from './host/xen/host.js';
 

@@ -52,6 +52,7 @@ Waits for guests that xen-migrate migrate sends, builds them and runs them. Prin
 
 ${tlsHelp}  --tls-allow NAMES     names of senders that may come, one of which their certificate must have: NAME[,NAME]
   --insecure            allow plain TCP beyond this machine: memory travels unencrypted, anybody may send
+  --paused              leave guests paused here (xl migrate -p), whatever they were at their source
   --json                print one JSON document on a line for each event
   --help                print this text
 
@@ -72,6 +73,7 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
       protocol: { type: 'string' },
       max: { type: 'string' },
       once: { type: 'boolean' },
+      paused: { type: 'boolean' },
       insecure: { type: 'boolean' },
       json: { type: 'boolean' },
     },
@@ -87,6 +89,7 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
     protocol: choiceOf(values.protocol ?? 'xen-migration', '--protocol', PROTOCOLS),
     max: values.max === undefined ? Infinity : countOf(values.max, '--max', 1, 10_000),
     once: values.once === true,
+    paused: values.paused === true,
     json: values.json === true,
   };
   const listen: ListenOptions = {
@@ -125,6 +128,7 @@ interface Settings {
   readonly protocol: (typeof PROTOCOLS)[number];
   readonly max: number;
   readonly once: boolean;
+  readonly paused: boolean;
   readonly json: boolean;
 }
 
@@ -214,6 +218,7 @@ class Service {
       const result = await startReceive(this.#open.host, {
         from: peer,
         protocol: this.#settings.protocol,
+        paused: this.#settings.paused,
         signal: this.#signal,
         accept: () => {
           this.#admit();

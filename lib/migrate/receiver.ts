@@ -109,7 +109,7 @@ class Receiver {
     if (frame.type !== FrameType.HELLO) {
       throw protocolError(`${SENDER} sent ${frameName(frame.type)} where HELLO was due`);
     }
-    const { offer } = frame;
+    const offer = this.#options.paused === true ? { ...frame.offer, paused: true } : frame.offer;
     this.#session.id = offer.id;
     this.#session.pass(SyncPoint.HELLO);
     debug('offered: %o', offer);

@@ -77,7 +77,7 @@ export interface MigrateResult extends SaveResult {
   readonly id: string;
   /** The guest's domid at the destination; undefined if that does not say, as xl. */
   readonly peerDomid: number | undefined;
-  /** What it does there: `paused` if it was paused here. */
+  /** What it does there: `paused` if it was paused here, or the receiver wants it so. */
   readonly peerState: 'running' | 'paused';
   /** Name and version of the receiver's software. */
   readonly peerSoftware: string;
@@ -103,6 +103,11 @@ export interface ReceiveOptions extends Omit<
    * (default), xl for guests that only libxl's tools can build (disks, network interfaces, HVM), on a host that has Xen.
    */
   readonly builder?: 'auto' | 'own' | 'xl' | undefined;
+  /**
+   * Leaves the guest paused, whatever it was at the source (as `xl migrate -p`, which a sender that is xl says by no word).
+   * Default false: as it was.
+   */
+  readonly paused?: boolean | undefined;
   /** Compressions that the stream may come in. Default: all that this Node has. */
   readonly compression?: readonly string[] | undefined;
   /**
@@ -120,7 +125,7 @@ export interface ReceiveOptions extends Omit<
 export interface ReceiveResult extends RestoreResult {
   readonly id: string;
   readonly offer: MigrationOffer;
-  /** `paused` if the guest was paused at the source. */
+  /** `paused` if the guest was paused at the source, or the options say so. */
   readonly state: 'running' | 'paused';
   /**
    * True: the sender has said that its copy is gone. False: it did not say so in time, or the connection broke after

@@ -167,14 +167,11 @@ export class XlSenderWire extends XlWire {
 export interface XlReceiverOptions {
   /** The migration's id on this side. Default: a new one. */
   readonly id?: string | undefined;
-  /** Leave the guest paused (`xl migrate -p` runs the receiver with -p). Default false. */
-  readonly paused?: boolean | undefined;
 }
 
 /** Speaks to `xl migrate`, which waits for the banner and says nothing before it. */
 export class XlReceiverWire extends XlWire {
   readonly #id: string;
-  readonly #paused: boolean;
   /** What is heard next. */
   #next: 'hello' | 'permission' | 'end' = 'hello';
   /** The sender knows that the guest is here: what it reads next is the report. */
@@ -184,7 +181,6 @@ export class XlReceiverWire extends XlWire {
   constructor(peer: Duplex, options: XlReceiverOptions = {}) {
     super(peer, 'receiver');
     this.#id = options.id ?? randomUUID();
-    this.#paused = options.paused ?? false;
   }
 
   async send(frame: Frame): Promise<void> {
@@ -232,7 +228,8 @@ export class XlReceiverWire extends XlWire {
             name: undefined,
             hvm: undefined,
             memory: undefined,
-            paused: this.#paused,
+            // Said to `xl migrate-receive` by its option -p, and here by an option of the receiver.
+            paused: false,
             compression: [],
           },
         };
