@@ -48,7 +48,7 @@ describe('a migration that goes well', () => {
 
 test('a guest that ran is left paused where the receiver wants it so', async () => {
   const scene = play({ receive: { paused: true } });
-  const { sent, received } = await endOf(scene);
+  const [sent, received] = await Promise.all([scene.sent, scene.received]);
   expect(sent).toMatchObject({ value: { peerState: 'paused' } });
   expect(received).toMatchObject({ value: { state: 'paused' } });
   expect(scene.destination.domains.get(1)?.paused).toBe(true);
