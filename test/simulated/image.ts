@@ -129,6 +129,8 @@ export function readImage(stream: Uint8Array): Image {
         break;
       case 'page-data-end':
         break;
+      default:
+        throw new Error(`${event.kind} in a v2 stream`);
     }
   }
   const { image, domain } = found;

@@ -89,6 +89,8 @@ function* recode(stream: Uint8Array, reader: S.StreamReader): Generator<Uint8Arr
         yield S.encodeRecord(event.type, encodeWith(codec, value));
         break;
       }
+      default:
+        throw new Error(`${event?.kind ?? 'nothing'} in a v2 stream`);
     }
   }
 }
