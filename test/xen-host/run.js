@@ -2,12 +2,13 @@
  * `npm run test:xen`: builds the project and the Xen test machine, runs all scenarios in it, and says how they went.
  *
  *   --only TEXT           scenarios whose name holds it
- *   --hypervisor NAME     stock, shadow or pair (two joined hosts) only
+ *   --hypervisor NAME     stock, shadow or pair (two joined hosts) only. Default: stock and shadow, the scenarios of one host;
+ *                         all of them with --only. `npm run test:xen:pairs` is --hypervisor pair
  *   --folder bench        benchmarks instead, one machine after the other, with no limit of time
  *   --no-build            with what stands in dist/ and build/
  *
  * A machine uses one processor, so two of them share the work where there are two. Consoles, results and files that
- * scenarios kept: .setup/xen-host/. `XEN_MIGRATION_SKIP_XEN=1` skips all of it, aloud.
+ * scenarios kept: .setup/xen-host/ (of joined hosts xen-host-pairs/). `XEN_MIGRATION_SKIP_XEN=1` skips all of it, aloud.
  */
 import fs from 'node:fs';
 import os from 'node:os';
@@ -36,7 +37,7 @@ const machineMemory = 2700;
 /** MiB of memory of each of two joined hosts, whose guests are few; else a machine has 2048. */
 const pairMemory = 1536;
 
-const kept = path.join(root, '.setup/xen-host');
+const keptFolder = '.setup/xen-host';
 
 const needed = [
   { package: 'qemu-system-x86', there: () => hasProgram('qemu-system-x86_64') },
@@ -61,19 +62,20 @@ const disasters =
 
 /** What all machines of one run have in common. */
 class Run {
-  /** @param {{ only?: string | undefined, folder: string, signal: AbortSignal }} options */
-  constructor({ only, folder, signal }) {
+  /** @param {{ only?: string | undefined, folder: string, kept: string, signal: AbortSignal }} options */
+  constructor({ only, folder, kept, signal }) {
     this.only = only;
     this.folder = folder;
     this.signal = signal;
+    this.kept = path.join(root, kept);
     this.machines = 0;
     /** @type {string[]} */
     this.failures = [];
     /** @type {Map<Kind, number>} how many scenarios there are */
     this.plans = new Map();
     /** `/share` of all machines. */
-    this.share = path.join(kept, 'share');
-    fs.rmSync(kept, { recursive: true, force: true });
+    this.share = path.join(this.kept, 'share');
+    fs.rmSync(this.kept, { recursive: true, force: true });
     fs.mkdirSync(path.join(this.share, 'claims'), { recursive: true });
     for (const name of putStreams(this.share)) say(`!!! absent, so nothing is proved with it: ${name}`);
   }
@@ -111,7 +113,7 @@ class Run {
     for (const [n, host] of names.entries()) {
       const text = consoleOf(host);
       const log = `${label.replace(' ', '-')}${n === 0 ? '' : '-second'}`;
-      fs.writeFileSync(path.join(kept, `console-${log}.log`), text);
+      fs.writeFileSync(path.join(this.kept, `console-${log}.log`), text);
       const lines = text.split('\n').filter((line) => disasters.test(line));
       if (lines.length > 0) this.failures.push(`${log}: on the console:\n${lines.slice(0, 20).join('\n')}`);
       fs.rmSync(folderOf(host), { recursive: true, force: true });
@@ -125,7 +127,7 @@ class Run {
    * @param {Kind} kind
    */
   async scenarios([name, second], label, kind) {
-    const log = fs.createWriteStream(path.join(kept, `scenarios-${label.replace(' ', '-')}.log`));
+    const log = fs.createWriteStream(path.join(this.kept, `scenarios-${label.replace(' ', '-')}.log`));
     const quiet = new AbortController();
     const tooQuiet = () => void quiet.abort(new Error(`nothing heard for ${silentMinutes} minutes`));
     const watch = setTimeout(tooQuiet, silentMinutes * 60_000 * (this.folder === 'bench' ? 4 : 1));
@@ -236,8 +238,10 @@ await main(async () => {
   await legacy();
   /** @type {Set<Kind>} */
   const kinds = new Set();
+  // Joined hosts take both processors, one pair after the other: they would double the time of all the others.
+  const oneHost = values.only === undefined && !bench;
   for (const kind of /** @type {const} */ (['stock', 'shadow', 'pair'])) {
-    if (kind !== (values.hypervisor ?? kind)) continue;
+    if (kind !== (values.hypervisor ?? (oneHost && kind === 'pair' ? undefined : kind))) continue;
     if ((await scenariosOf(values.folder, kind, values.only)).length > 0) kinds.add(kind);
   }
   const wanted = (/** @type {Kind} */ kind) => kinds.has(kind);
@@ -246,7 +250,9 @@ await main(async () => {
   const ended = new AbortController();
   for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.once(name, () => ended.abort(new Error(name)));
   const signal = AbortSignal.any([AbortSignal.timeout((bench ? 10 : 1) * minutes * 60_000), ended.signal]);
-  const run = new Run({ only: values.only, folder: values.folder, signal });
+  // One run does not take away what another has left.
+  const kept = values.hypervisor === 'pair' ? `${keptFolder}-pairs` : keptFolder;
+  const run = new Run({ only: values.only, folder: values.folder, kept, signal });
   // Machines of a run that was killed before it could end them.
   for (const name of running()) {
     const owner = name.match(/^test-(\d+)-/)?.[1];
@@ -289,7 +295,7 @@ await main(async () => {
     `\n${results.length - bad} passed, ${bad} failed, in ${(Number(seconds(began)) / 60).toFixed(1)} minutes`,
   );
   if (run.failures.length > 0 || bad > 0) {
-    throw new StepFailed(`${bad} scenarios; consoles and logs: .setup/xen-host/`);
+    throw new StepFailed(`${bad} scenarios; consoles and logs: ${kept}/`);
   }
   return 0;
 });
