@@ -17,7 +17,7 @@ import type { ConvertOutput } from './types.js';
 /** xen_minor of a converted stream: the converter's version. */
 const CONVERTER_VERSION = 1;
 
-/** A batch is counted before what it belongs to is known, so its head waits for its first contents. */
+/** Writes a conversion's output. A batch's head goes out with its first contents, in one write. */
 export class ConvertedWriter {
   readonly #sink: ByteSink;
   readonly #output: ConvertOutput;
@@ -77,7 +77,7 @@ export class ConvertedWriter {
     return this.write(head === undefined ? [bytes] : [head, bytes]);
   }
 
-  /** A whole batch of pages that all have contents or none, in ascending order. */
+  /** A whole batch in ascending order, with the contents of those of its pages that have any. */
   async pagesOf(
     pfns: Float64Array,
     types: Uint8Array,

@@ -10,7 +10,7 @@
  * Entries of exactly 0xf0000000 stand for frames whose pfn the writer has lost (xc_domain_save.c).
  */
 
-import { isKnownPageType, PAGE_SIZE, PageType } from '../../abi/pages.js';
+import { isKnownPageType, PageType } from '../../abi/pages.js';
 import { u32 } from '../../bytes/le.js';
 import type { StreamFormatError } from '../../errors.js';
 import { formatError, StreamErrorCode } from '../codes.js';
@@ -38,7 +38,6 @@ export class LegacyBatchTable {
    */
   decode(bytes: Uint8Array, wordSize: 4 | 8, p2mSize: number, offset: number): StreamFormatError | undefined {
     const n = bytes.length / wordSize;
-    const step = wordSize / 4;
     const { pfns, types } = this;
     let ascending = true;
     let uniform = true;
@@ -57,7 +56,7 @@ export class LegacyBatchTable {
       if (pfn <= before) ascending = false;
       before = pfn;
       if (
-        (step === 2 && u32(bytes, at + 4) !== 0) ||
+        (wordSize === 8 && u32(bytes, at + 4) !== 0) ||
         (type > 4 && type < 9) ||
         (pfn >= p2mSize && !isLost(word))
       ) {
@@ -108,13 +107,8 @@ export class LegacyBatchTable {
 }
 
 /** True for an entry that stands for nothing. */
-export function isLost(word: number): boolean {
+function isLost(word: number): boolean {
   return word === 0xf000_0000;
-}
-
-/** Bytes of page contents behind a table. */
-export function contentsOf(dataPages: number): number {
-  return dataPages * PAGE_SIZE;
 }
 
 /** True if the entry is one of those with a lost pfn. */

@@ -8,9 +8,6 @@ export const LEGACY_P2M_SIZE_MAX = 0x0fff_ffff;
 /** Most pages of one batch. */
 export const LEGACY_BATCH_MAX = 1024;
 
-/** An entry of a batch whose pfn the writer has lost: XTAB, pfn 0. Stands for nothing. */
-export const LEGACY_LOST_PFN_TYPE = 0xf;
-
 /** Chunk ids. A positive id is a batch of so many pages. */
 export const LegacyChunk = {
   END: 0,

@@ -1,6 +1,6 @@
 /** Decoders of the legacy image's chunks and tails. Pure; `place.offset` is that of the chunk's id or of the piece. */
 
-import { HvmParam, hvmParamName } from '../../abi/hvm.js';
+import { HvmParam } from '../../abi/hvm.js';
 import { VCPU_CONTEXT, type GuestWidth } from '../../abi/pv.js';
 import { u32, u64 } from '../../bytes/le.js';
 import type { StreamFormatError } from '../../errors.js';
@@ -157,12 +157,6 @@ export const MAGIC_PFN_PARAMS: readonly number[] = [
  */
 export function decodeMagicPfns(body: Uint8Array): { readonly index: number; readonly value: bigint }[] {
   return MAGIC_PFN_PARAMS.map((index, i) => ({ index, value: u64(body, 8 * i) }));
-}
-
-/** The name of the parameter of a chunk, for reports. */
-export function legacyParamName(id: number): string {
-  const index = LEGACY_PARAM_CHUNKS.get(id);
-  return index === undefined ? legacyChunkName(id) : hvmParamName(index);
 }
 
 /** One entry of libxl's toolstack chunk: a region that QEMU has moved in the guest's memory. */
