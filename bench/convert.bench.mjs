@@ -1,9 +1,8 @@
 /** `xen-migrate convert` of a 1 GiB legacy image against `cp` of it, and against Xen's convert-legacy-stream. */
-import { spawn } from 'node:child_process';
 import { open, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { best, GIB, inFolder, oracle, PAGE, rate } from './tools.mjs';
+import { best, exec, GIB, inFolder, oracle, PAGE, rate } from './tools.mjs';
 
 export const name = 'convert';
 export const about =
@@ -43,20 +42,6 @@ async function writeLegacyFile(path, pages) {
   } finally {
     await file.close();
   }
-}
-
-function exec(program, args, env = {}) {
-  return new Promise((resolve, reject) => {
-    const child = spawn(program, args, {
-      stdio: ['ignore', 'ignore', 'inherit'],
-      env: { ...process.env, ...env },
-    });
-    child.on('error', reject);
-    child.on('exit', (code) => {
-      if (code === 0) resolve();
-      else reject(new Error(`${program} ${args.join(' ')} ended with ${code}`));
-    });
-  });
 }
 
 export async function run() {

@@ -1,4 +1,5 @@
 /** What the benchmarks share: turns, text with units, and a stream of any size on disk. */
+import { spawn } from 'node:child_process';
 import { existsSync, readdirSync } from 'node:fs';
 import { mkdtemp, open, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -29,6 +30,21 @@ export async function best(candidates, rounds = 4) {
     }
   }
   return seconds;
+}
+
+/** Runs a program to its end, its output thrown away. Rejects unless it ends with 0. */
+export function exec(program, args, env = {}) {
+  return new Promise((resolve, reject) => {
+    const child = spawn(program, args, {
+      stdio: ['ignore', 'ignore', 'inherit'],
+      env: { ...process.env, ...env },
+    });
+    child.on('error', reject);
+    child.on('exit', (code) => {
+      if (code === 0) resolve();
+      else reject(new Error(`${program} ${args.join(' ')} ended with ${code}`));
+    });
+  });
 }
 
 /** `1.23 GB/s` */

@@ -1,8 +1,7 @@
 /** `verify` of a 1 GiB file against reading the file once, and against Xen's verify-stream-v2. */
-import { spawn } from 'node:child_process';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { best, GIB, inFolder, oracle, PAGE, rate, writeStreamFile } from './tools.mjs';
+import { best, exec, GIB, inFolder, oracle, PAGE, rate, writeStreamFile } from './tools.mjs';
 
 export const name = 'verify';
 export const about = 'the whole command on a 1 GiB file in the page cache';
@@ -16,20 +15,6 @@ const fd = openSync(process.argv[1], 'r');
 const buffer = Buffer.allocUnsafeSlow(1 << 20);
 while (readSync(fd, buffer) > 0);
 `;
-
-function exec(program, args, env = {}) {
-  return new Promise((resolve, reject) => {
-    const child = spawn(program, args, {
-      stdio: ['ignore', 'ignore', 'inherit'],
-      env: { ...process.env, ...env },
-    });
-    child.on('error', reject);
-    child.on('exit', (code) => {
-      if (code === 0) resolve();
-      else reject(new Error(`${program} ${args.join(' ')} ended with ${code}`));
-    });
-  });
-}
 
 export async function run() {
   return inFolder(async (folder) => {

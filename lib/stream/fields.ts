@@ -16,6 +16,19 @@ export function fieldError(
   return formatError(code, reason, { offset: place.offset + RECORD_HEADER_SIZE + at, record, path });
 }
 
+/** Makes the errors of fields that are told by their offset from a header's first byte. */
+export type Fail = (
+  code: StreamErrorCode,
+  at: number,
+  path: string | undefined,
+  reason: string,
+) => StreamFormatError;
+
+/** Errors of one header, which begins at `place`. */
+export function failAt(place: Place, record: string): Fail {
+  return (code, at, path, reason) => formatError(code, reason, { offset: place.offset + at, record, path });
+}
+
 /** The value, if it is an integer of 0…max; else throws UsageError. Encoders must not write a truncated number. */
 export function checkUint(value: number, max: number, what: string): number {
   if (!Number.isInteger(value) || value < 0 || value > max)

@@ -18,31 +18,28 @@ export interface Verdict {
 /** True if the tests that need it shall be left out: somebody said so. */
 export const withoutOracle = process.env['XEN_MIGRATION_NO_ORACLE'] === '1';
 
-/** Folder of Xen's tools. Throws, with the cure, if they are not installed. */
-function toolsFolder(): string {
+/** One of Xen's own scripts, and the environment that it runs in. Throws, with the cure, if it is not installed. */
+export function xenScript(name: string): { readonly file: string; readonly env: NodeJS.ProcessEnv } {
   const folders = existsSync('/usr/lib') ? readdirSync('/usr/lib') : [];
-  for (const name of folders
-    .filter((n) => /^xen-\d/.test(n))
+  for (const version of folders
+    .filter((folder) => /^xen-\d/.test(folder))
     .sort()
     .reverse()) {
-    const folder = path.join('/usr/lib', name);
-    if (existsSync(path.join(folder, 'bin/verify-stream-v2'))) return folder;
+    const folder = path.join('/usr/lib', version);
+    const file = path.join(folder, 'bin', name);
+    if (!existsSync(file)) continue;
+    const env = { ...process.env, PYTHONPATH: path.join(folder, 'lib/python'), PYTHONDONTWRITEBYTECODE: '1' };
+    return { file, env };
   }
   throw new Error(
-    'verify-stream-v2 is not installed: `npm run setup` installs it (Debian package xen-utils-4.17). ' +
+    `${name} is not installed: \`npm run setup\` installs it (Debian package xen-utils-4.17). ` +
       'XEN_MIGRATION_NO_ORACLE=1 leaves out the tests that compare with it.',
   );
 }
 
-function script(): { readonly file: string; readonly env: NodeJS.ProcessEnv } {
-  const folder = toolsFolder();
-  const env = { ...process.env, PYTHONPATH: path.join(folder, 'lib/python'), PYTHONDONTWRITEBYTECODE: '1' };
-  return { file: path.join(folder, 'bin/verify-stream-v2'), env };
-}
-
 /** Runs it on a file, as a user does. */
 export function oracleOnFile(file: string, format: StreamFormat): Verdict {
-  const { file: command, env } = script();
+  const { file: command, env } = xenScript('verify-stream-v2');
   const { status, stderr, error } = spawnSync(command, ['-f', format, '-i', file], { env, encoding: 'utf8' });
   if (error !== undefined) throw error;
   return { exit: status ?? -1, text: stderr.trim().split('\n').at(-1) ?? '' };
@@ -55,7 +52,7 @@ export class Oracle {
   readonly #answers: AsyncIterator<string>;
 
   constructor() {
-    const { file, env } = script();
+    const { file, env } = xenScript('verify-stream-v2');
     const driver = path.join(import.meta.dirname, 'oracle.py');
     this.#child = spawn('/usr/bin/python3', [driver, file], { env, stdio: ['pipe', 'pipe', 'inherit'] });
     this.#child.stdin.on('error', () => undefined);

@@ -23,10 +23,12 @@ export interface Folded {
   checkpoints: number;
 }
 
-const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex');
-const hash = (bytes: Uint8Array): string => createHash('sha1').update(bytes).digest('hex').slice(0, 16);
+export const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex');
+export const hash = (bytes: Uint8Array): string =>
+  createHash('sha1').update(bytes).digest('hex').slice(0, 16);
 
-function nothing(): Folded {
+/** A guest of which nothing is known. */
+export function nothing(): Folded {
   return {
     guest: undefined,
     guestWidth: undefined,

@@ -1,9 +1,10 @@
 /** Xen's own converter of legacy images, convert-legacy-stream of Debian's xen-utils package. */
 
 import { spawn, spawnSync, type ChildProcessByStdio } from 'node:child_process';
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import path from 'node:path';
 import type { Readable, Writable } from 'node:stream';
+import { xenScript } from '../differential/oracle.js';
 
 export type ConverterFormat = 'libxc' | 'libxl';
 
@@ -31,35 +32,9 @@ export interface Conversion {
   readonly output: Buffer;
 }
 
-/** True if the tests that need it shall be left out: somebody said so. */
-export const withoutConverter = process.env['XEN_MIGRATION_NO_ORACLE'] === '1';
-
-/** Folder of Xen's tools. Throws, with the cure, if they are not installed. */
-function toolsFolder(): string {
-  const folders = existsSync('/usr/lib') ? readdirSync('/usr/lib') : [];
-  for (const name of folders
-    .filter((n) => /^xen-\d/.test(n))
-    .sort()
-    .reverse()) {
-    const folder = path.join('/usr/lib', name);
-    if (existsSync(path.join(folder, 'bin/convert-legacy-stream'))) return folder;
-  }
-  throw new Error(
-    'convert-legacy-stream is not installed: `npm run setup` installs it (Debian package xen-utils-4.17). ' +
-      'XEN_MIGRATION_NO_ORACLE=1 leaves out the tests that compare with it.',
-  );
-}
-
-/** The script, and the environment that it runs in. */
-export function converterScript(): { readonly file: string; readonly env: NodeJS.ProcessEnv } {
-  const folder = toolsFolder();
-  const env = { ...process.env, PYTHONPATH: path.join(folder, 'lib/python'), PYTHONDONTWRITEBYTECODE: '1' };
-  return { file: path.join(folder, 'bin/convert-legacy-stream'), env };
-}
-
 /** Runs it as a program, from file to file. The output file is left where it is, whatever comes of it. */
 export function convertFile(from: string, to: string, options: ConverterOptions): Conversion {
-  const { file: command, env } = converterScript();
+  const { file: command, env } = xenScript('convert-legacy-stream');
   const { guest, width, format = 'libxl', skipQemu = false } = options;
   const argv = ['--in', from, '--out', to, '--width', String(width), '--guest', guest, '--format', format];
   const { status, stderr, error } = spawnSync(command, skipQemu ? [...argv, '--skip-qemu'] : argv, {
@@ -90,7 +65,7 @@ export class Converter {
   #last: Promise<unknown> = Promise.resolve();
 
   constructor() {
-    const { file, env } = converterScript();
+    const { file, env } = xenScript('convert-legacy-stream');
     const driver = path.join(import.meta.dirname, 'oracle.py');
     this.#child = spawn('/usr/bin/python3', [driver, file], { env, stdio: ['pipe', 'pipe', 'inherit'] });
     this.#child.stdin.on('error', () => undefined);

@@ -3,13 +3,9 @@
  * Shares no code with the library's reader, so that tests have something to hold that against. For good images only.
  */
 
-import { createHash } from 'node:crypto';
 import { play } from './delta.js';
-import type { Folded } from './fold.js';
+import { hash, hex, nothing, type Folded } from './fold.js';
 import { ChunkId, PARAM_CHUNKS, type Word } from './writer.js';
-
-const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex');
-const hash = (bytes: Uint8Array): string => createHash('sha1').update(bytes).digest('hex').slice(0, 16);
 
 const PARAMS = new Map(
   Object.entries(PARAM_CHUNKS).map(([name, index]) => [ChunkId[name as keyof typeof PARAM_CHUNKS], index]),
@@ -221,20 +217,8 @@ function sizeOf(deltas: Uint8Array): number {
 }
 
 function readHeader(c: Cursor, guest: 'pv' | 'hvm'): [Header, Omit<Folded, 'pages'>] {
-  const state: Omit<Folded, 'pages'> = {
-    guest,
-    guestWidth: undefined,
-    endPfn: undefined,
-    p2mFrames: [],
-    sharedInfo: undefined,
-    tsc: undefined,
-    vcpus: {},
-    context: undefined,
-    params: {},
-    xenstore: [],
-    emulator: undefined,
-    checkpoints: 0,
-  };
+  const { pages: _, ...empty } = nothing();
+  const state: Omit<Folded, 'pages'> = { ...empty, guest };
   const p2mSize = c.ulong();
   let header: Header = { width: 8, extv: false, xcnt: 0 };
   if (guest === 'hvm') return [header, state];

@@ -3,8 +3,8 @@
 import { HvmParam } from '../../abi/hvm.js';
 import { VCPU_CONTEXT, type GuestWidth } from '../../abi/pv.js';
 import { u32, u64 } from '../../bytes/le.js';
-import type { StreamFormatError } from '../../errors.js';
 import { formatError, NOWHERE, StreamErrorCode, type Place } from '../codes.js';
+import { failAt } from '../fields.js';
 import { LEGACY_PARAM_CHUNKS, LegacyChunk, legacyChunkName, LegacyPart } from './constants.js';
 import type { LegacyHeader } from './events.js';
 
@@ -28,8 +28,7 @@ export type LegacyExtendedInfo = Pick<LegacyHeader, 'extendedContexts' | 'xsaveS
  */
 export function decodeExtendedInfo(bytes: Uint8Array, place: Place = NOWHERE): LegacyExtendedInfo {
   const record = LegacyPart.EXTENDED_INFO;
-  const fail = (code: StreamErrorCode, at: number, path: string, reason: string): StreamFormatError =>
-    formatError(code, reason, { offset: place.offset + at, record, path });
+  const fail = failAt(place, record);
   let guestWidth: GuestWidth | undefined;
   let extendedContexts = false;
   let xsaveSize = 0;
@@ -190,8 +189,7 @@ const PHYSMAP_MAX = 4096;
 export function decodeToolstack(body: Uint8Array, wordSize: 4 | 8, place: Place = NOWHERE): LegacyPhysmap[] {
   const record = legacyChunkName(LegacyChunk.TOOLSTACK);
   // Id and length stand before the body.
-  const fail = (code: StreamErrorCode, at: number, path: string, reason: string): StreamFormatError =>
-    formatError(code, reason, { offset: place.offset + 2 * ID_SIZE + at, record, path });
+  const fail = failAt({ offset: place.offset + 2 * ID_SIZE }, record);
   if (body.length < 8) throw fail(StreamErrorCode.LENGTH, 0, 'length', `${body.length} bytes, at least 8`);
   const version = u32(body, 0);
   if (version !== 1) throw fail(StreamErrorCode.VERSION, 0, 'version', `version ${version} is not 1`);

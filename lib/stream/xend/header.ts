@@ -1,8 +1,9 @@
 /** The head of a file of `xm save`, which is also what `xm migrate` sends: signature, configuration. */
 
 import { setU32be, u32be } from '../../bytes/le.js';
-import { UsageError, type StreamFormatError } from '../../errors.js';
-import { formatError, NOWHERE, StreamErrorCode, type Place } from '../codes.js';
+import { UsageError } from '../../errors.js';
+import { NOWHERE, StreamErrorCode, type Place } from '../codes.js';
+import { failAt } from '../fields.js';
 import { XEND_CONFIG_MAX, XEND_HEADER_SIZE, XEND_SIGNATURE } from './constants.js';
 
 export const XEND_HEADER = 'xend header';
@@ -27,7 +28,7 @@ export interface XendHeader {
  * Returns n. Throws StreamFormatError: ID, FIELD, LIMIT; TRUNCATED for fewer than 20 bytes.
  */
 export function decodeXendFixedHeader(bytes: Uint8Array, place: Place = NOWHERE): number {
-  const fail = failAt(place);
+  const fail = failAt(place, XEND_HEADER);
   if (bytes.length < XEND_HEADER_SIZE) {
     const reason = `${bytes.length} of ${XEND_HEADER_SIZE} bytes`;
     throw fail(StreamErrorCode.TRUNCATED, bytes.length, undefined, reason);
@@ -59,7 +60,7 @@ export function decodeXendHeader(bytes: Uint8Array, place: Place = NOWHERE): Xen
   const end = XEND_HEADER_SIZE + decodeXendFixedHeader(bytes, place);
   if (bytes.length < end) {
     const reason = `${bytes.length} of ${end} bytes`;
-    throw failAt(place)(StreamErrorCode.TRUNCATED, bytes.length, 'config', reason);
+    throw failAt(place, XEND_HEADER)(StreamErrorCode.TRUNCATED, bytes.length, 'config', reason);
   }
   return {
     config: bytes.subarray(XEND_HEADER_SIZE, end),
@@ -78,16 +79,4 @@ export function encodeXendHeader(config: Uint8Array): Uint8Array {
   setU32be(bytes, 16, config.length);
   bytes.set(config, XEND_HEADER_SIZE);
   return bytes;
-}
-
-type Fail = (
-  code: StreamErrorCode,
-  at: number,
-  path: string | undefined,
-  reason: string,
-) => StreamFormatError;
-
-function failAt(place: Place): Fail {
-  return (code, at, path, reason) =>
-    formatError(code, reason, { offset: place.offset + at, record: XEND_HEADER, path });
 }

@@ -1,8 +1,9 @@
 /** The header that `xl save` and `xl migrate` write before the stream. */
 
 import { setU32, u32 } from '../../bytes/le.js';
-import { UsageError, type StreamFormatError } from '../../errors.js';
-import { formatError, NOWHERE, StreamErrorCode, type Place } from '../codes.js';
+import { UsageError } from '../../errors.js';
+import { NOWHERE, StreamErrorCode, type Place } from '../codes.js';
+import { failAt } from '../fields.js';
 import type { XlHeader } from '../events.js';
 import {
   XL_BYTEORDER,
@@ -39,7 +40,7 @@ export interface XlFixedHeader {
  * Throws StreamFormatError: ID, ENDIANNESS, FLAGS, LIMIT; TRUNCATED for fewer than 48 bytes.
  */
 export function decodeXlFixedHeader(bytes: Uint8Array, place: Place = NOWHERE): XlFixedHeader {
-  const fail = failAt(place);
+  const fail = failAt(place, XL_HEADER);
   if (bytes.length < XL_HEADER_SIZE) {
     throw fail(
       StreamErrorCode.TRUNCATED,
@@ -81,7 +82,7 @@ export function decodeXlFixedHeader(bytes: Uint8Array, place: Place = NOWHERE): 
  */
 export function decodeXlHeader(bytes: Uint8Array, place: Place = NOWHERE): XlHeader {
   const { optionalDataLength, ...flags } = decodeXlFixedHeader(bytes, place);
-  const fail = failAt(place);
+  const fail = failAt(place, XL_HEADER);
   const end = XL_HEADER_SIZE + optionalDataLength;
   if (bytes.length < end) {
     throw fail(StreamErrorCode.TRUNCATED, bytes.length, 'optionalData', `${bytes.length} of ${end} bytes`);
@@ -145,7 +146,7 @@ export function parseXlConfig(config: string, place: Place = NOWHERE): Record<st
   if (typeof value === 'object' && value !== null && !Array.isArray(value))
     return value as Record<string, unknown>;
   const why = cause instanceof Error ? cause.message : 'not an object';
-  const fail = failAt(place);
+  const fail = failAt(place, XL_HEADER);
   throw fail(
     StreamErrorCode.CONFIG,
     XL_HEADER_SIZE + XL_CONFIG_LENGTH_SIZE,
@@ -167,16 +168,4 @@ function encodeConfig(config: string): Uint8Array {
   setU32(data, 0, text.length);
   data.set(text, XL_CONFIG_LENGTH_SIZE);
   return data;
-}
-
-type Fail = (
-  code: StreamErrorCode,
-  at: number,
-  path: string | undefined,
-  reason: string,
-) => StreamFormatError;
-
-function failAt(place: Place): Fail {
-  return (code, at, path, reason) =>
-    formatError(code, reason, { offset: place.offset + at, record: XL_HEADER, path });
 }
