@@ -24,20 +24,16 @@ import type { Toolstack } from '../toolstack/toolstack.js';
 import { compressSink } from '../transport/compress.js';
 import { SOFTWARE } from '../version.js';
 import { askAgain } from './ask.js';
-import { frameName, FrameType, protocolError, reasonOf, type Frame, type MigrationOffer } from './frames.js';
+import { FrameType, protocolError, reasonOf, type Frame, type MigrationOffer } from './frames.js';
 import { fullTimeouts, msText, startTimer, StreamSink, withLimit, type FullTimeouts } from './limits.js';
 import { MIGRATED_AWAY, nameIn } from './naming.js';
 import { Note, refuseOpenMatter } from '../toolstack/note.js';
 import { openSenderWire } from './open-wire.js';
+import { accountOf, RECEIVER, unexpectedFrame, unknownHandover } from './sender-errors.js';
 import { Session, SyncPoint } from './session.js';
 import type { MigrateOptions, MigrateResult } from './types.js';
 import { asOurs, readInfo, whereaboutsOf } from './whereabouts.js';
-import { connected, peerFailure, type MigrationWire } from './wire.js';
-
-const RECEIVER = 'the receiver';
-
-/** ms to wait for the receiver's own account of a failure that showed here as a broken connection. */
-const ACCOUNT = 1000;
+import { connected, type MigrationWire } from './wire.js';
 
 /** The options of a migration whose connection is there. */
 export type SenderOptions = Omit<MigrateOptions, 'peer'> & { readonly peer: Duplex };
@@ -187,7 +183,7 @@ class Sender {
       await wire.send({ type: FrameType.HELLO, offer });
       this.#session.pass(SyncPoint.HELLO);
       const frame = await wire.receive(s);
-      if (frame.type !== FrameType.READY) throw this.#unexpected(frame, 'READY');
+      if (frame.type !== FrameType.READY) throw unexpectedFrame(frame, 'READY');
       if (frame.id !== offer.id || frame.version !== wire.version) {
         throw protocolError(`${RECEIVER} answered to another greeting than ours`);
       }
@@ -262,7 +258,7 @@ class Sender {
       (frame) => {
         // RESTORED may come a moment before our own end of the save has returned.
         if (this.#stream !== undefined && frame.type !== FrameType.RESTORED) {
-          this.#abort(this.#unexpected(frame, 'RESTORED'));
+          this.#abort(unexpectedFrame(frame, 'RESTORED'));
         }
       },
       (error: unknown) => {
@@ -279,7 +275,7 @@ class Sender {
     const frame = await withLimit('switchover', switchoverMs, what, this.#control.signal, () =>
       this.#heard(),
     );
-    if (frame.type !== FrameType.RESTORED) throw this.#unexpected(frame, 'RESTORED');
+    if (frame.type !== FrameType.RESTORED) throw unexpectedFrame(frame, 'RESTORED');
     if (frame.bytes !== undefined && frame.bytes !== this.#streamBytes) {
       throw protocolError(
         `${RECEIVER} says that the stream had ${frame.bytes} bytes, but ${this.#streamBytes} were sent`,
@@ -321,7 +317,7 @@ class Sender {
       });
       if (frame.type !== FrameType.RUNNING) {
         this.#handedBack = frame.type === FrameType.FAILED && frame.gone;
-        throw this.#unexpected(frame, 'RUNNING');
+        throw unexpectedFrame(frame, 'RUNNING');
       }
     } catch (error) {
       if (this.#handedBack) throw error;
@@ -367,7 +363,8 @@ class Sender {
 
   /** Puts things right after a failure, by the rule of the point that was passed last. Returns the error to throw. */
   async #failed(failure: unknown): Promise<unknown> {
-    const error = asOurs(await this.#account(failure));
+    const account = this.#session.committed ? undefined : this.#answer;
+    const error = asOurs(await accountOf(failure, account));
     error.phase ??= this.#control.phase;
     const { rule, committed } = this.#session;
     if (rule === 'destination') {
@@ -376,7 +373,7 @@ class Sender {
     }
     if (rule === 'keep-suspended' && !this.#handedBack) {
       await this.#note?.abandon();
-      return this.#unknown(error);
+      return unknownHandover(error, this.#options.domid, this.#session.id);
     }
 
     this.#control.enter('cleanup');
@@ -417,38 +414,6 @@ class Sender {
       }
     }
     return place;
-  }
-
-  /** The receiver's own reason, if it gave one, is worth more than the broken connection that it caused. */
-  async #account(failure: unknown): Promise<unknown> {
-    const broken = XenMigrationError.is(failure) && /^ERR_XEN_(PEER_LOST|TRANSPORT)$/.test(failure.code);
-    if (!broken || this.#answer === undefined || this.#session.committed) return failure;
-    const answer = this.#answer;
-    try {
-      const frame = await withLimit('farewell', ACCOUNT, '', undefined, () => answer);
-      return frame.type === FrameType.FAILED ? this.#unexpected(frame, '') : failure;
-    } catch {
-      return failure;
-    }
-  }
-
-  #unknown(cause: XenMigrationError): PeerError {
-    const { domid } = this.#options;
-    const { id } = this.#session;
-    return new PeerError(
-      'ERR_XEN_HANDOVER_UNKNOWN',
-      `${RECEIVER} was told to run the guest and its answer did not come (${cause.message}), so it is not known which side has it. ` +
-        `The copy here, domain ${domid}, was left suspended. Once the destination can be asked, \`xen-migrate recover\` ` +
-        `resolves it (migration ${id}); by hand: if the guest is there, destroy domain ${domid} here, if it is not, resume domain ${domid}`,
-      { cause, phase: 'handshake', domid, guest: { host: 'unknown', state: 'unknown' } },
-    );
-  }
-
-  /** The error for a frame that ends the migration, or that should not come now. */
-  #unexpected(frame: Frame, wanted: string): PeerError {
-    if (frame.type === FrameType.REFUSED) return peerFailure(RECEIVER, 'refused', frame.reason);
-    if (frame.type === FrameType.FAILED) return peerFailure(RECEIVER, 'failed', frame.reason);
-    return protocolError(`${RECEIVER} sent ${frameName(frame.type)} where ${wanted} was due`);
   }
 
   #heard(): Promise<Frame> {

@@ -1,0 +1,46 @@
+/** What a sender says when a migration fails by the receiver, or by what the receiver has left unsaid. */
+import { PeerError, XenMigrationError } from '../errors.js';
+import { frameName, FrameType, protocolError, type Frame } from './frames.js';
+import { withLimit } from './limits.js';
+import { peerFailure } from './wire.js';
+
+/** What errors call the other side. */
+export const RECEIVER = 'the receiver';
+
+/** ms to wait for the receiver's own account of a failure that showed here as a broken connection. */
+const ACCOUNT = 1000;
+
+/** The error for a frame that ends the migration, or that should not come now. */
+export function unexpectedFrame(frame: Frame, wanted: string): PeerError {
+  if (frame.type === FrameType.REFUSED) return peerFailure(RECEIVER, 'refused', frame.reason);
+  if (frame.type === FrameType.FAILED) return peerFailure(RECEIVER, 'failed', frame.reason);
+  return protocolError(`${RECEIVER} sent ${frameName(frame.type)} where ${wanted} was due`);
+}
+
+/**
+ * The receiver's own reason, if it gave one, is worth more than the broken connection that it caused. Resolves to it, or to
+ * `failure`.
+ *
+ * @param answer What the receiver says next; undefined if it is not to be heard
+ */
+export async function accountOf(failure: unknown, answer: Promise<Frame> | undefined): Promise<unknown> {
+  const broken = XenMigrationError.is(failure) && /^ERR_XEN_(PEER_LOST|TRANSPORT)$/.test(failure.code);
+  if (!broken || answer === undefined) return failure;
+  try {
+    const frame = await withLimit('farewell', ACCOUNT, '', undefined, () => answer);
+    return frame.type === FrameType.FAILED ? unexpectedFrame(frame, '') : failure;
+  } catch {
+    return failure;
+  }
+}
+
+/** The receiver was told to run the guest, and nobody knows whether it does. */
+export function unknownHandover(cause: XenMigrationError, domid: number, id: string): PeerError {
+  return new PeerError(
+    'ERR_XEN_HANDOVER_UNKNOWN',
+    `${RECEIVER} was told to run the guest and its answer did not come (${cause.message}), so it is not known which side has it. ` +
+      `The copy here, domain ${domid}, was left suspended. Once the destination can be asked, \`xen-migrate recover\` ` +
+      `resolves it (migration ${id}); by hand: if the guest is there, destroy domain ${domid} here, if it is not, resume domain ${domid}`,
+    { cause, phase: 'handshake', domid, guest: { host: 'unknown', state: 'unknown' } },
+  );
+}
