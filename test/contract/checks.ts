@@ -1,6 +1,6 @@
 /** What the contract's tests check with. node:assert, so that they run wherever Node does. */
 import assert from 'node:assert/strict';
-import { errnoName } from '../../lib/abi/errno.js';
+import { Errno, errnoName } from '../../lib/abi/errno.js';
 import { HypercallError } from '../../lib/errors.js';
 import type { Domain } from '../../lib/host/host.js';
 
@@ -27,6 +27,23 @@ export async function refused(promise: Promise<unknown>, ...errnos: number[]): P
     errnos.includes(errno),
     `refused with ${errno === 0 ? 'nothing' : errnoName(errno)}, not ${wanted}`,
   );
+}
+
+/**
+ * Waits until a domain that was destroyed is no more. Until its last page is given back it is there as one that is dying:
+ * on Xen, xenstored and xenconsoled hold pages of a guest until they hear that it has died.
+ */
+export async function gone(domain: Domain): Promise<void> {
+  for (;;) {
+    try {
+      has(await domain.info(), { dying: true });
+    } catch (error) {
+      if (!(error instanceof HypercallError)) throw error;
+      assert.equal(errnoName(error.errno), errnoName(Errno.ESRCH));
+      return;
+    }
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
 }
 
 /** The call must be refused, whatever the errno. */

@@ -4,7 +4,7 @@ import { Errno } from '../../lib/abi/errno.js';
 import { MAX_BATCH, PAGE_SIZE, PageType } from '../../lib/abi/pages.js';
 import { INVALID_FRAME, MAX_TYPES } from '../../lib/host/host.js';
 import { copyIn, pageView } from '../../lib/host/pages.js';
-import { atLeast, frames, greater, has, isZero, populated, refused } from './checks.js';
+import { atLeast, frames, gone, greater, has, isZero, populated, refused } from './checks.js';
 import { isHvm, type ContractGuestKind, type ContractWorld } from './subject.js';
 
 const EMPTY_PAGES = 4096;
@@ -163,6 +163,7 @@ export function emptyDomainContract(world: ContractWorld, kind: ContractGuestKin
       const { domid } = domain;
       await host.toolstack.destroy(domid);
       await host.toolstack.destroy(domid);
+      await gone(domain);
       await refused(domain.maxGpfn(), Errno.ESRCH);
       await refused(domain.populate(frames(0, 1)), Errno.ESRCH);
       await refused(host.openDomain(domid), Errno.ESRCH);

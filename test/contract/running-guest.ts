@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { Errno } from '../../lib/abi/errno.js';
 import { CancelledError } from '../../lib/errors.js';
 import { ShutdownReason, type Domain } from '../../lib/host/host.js';
-import { atLeast, bits, greater, has, refused } from './checks.js';
+import { atLeast, bits, gone, greater, has, refused } from './checks.js';
 import { isHvm, type ContractGuestKind, type ContractWorld } from './subject.js';
 
 const LEAST_PAGES = 2048;
@@ -126,7 +126,7 @@ export function runningGuestContract(world: ContractWorld, kind: ContractGuestKi
     it('is destroyed while it runs', async () => {
       const { toolstack } = world.host;
       await toolstack.destroy(domid);
-      await refused(domain.info(), Errno.ESRCH);
+      await gone(domain);
       await refused(toolstack.resume(domid), Errno.ESRCH);
     });
   });

@@ -172,10 +172,14 @@ class Run {
 /** @param {number} began */
 const seconds = (began) => ((Date.now() - began) / 1000).toFixed(0);
 
-/** @param {Result[]} results */
+/**
+ * A line for each scenario; below one that failed stand its errors, as that is what one looks for.
+ *
+ * @param {Result[]} results
+ */
 function table(results) {
   const width = Math.max(0, ...results.map(({ name }) => name.length));
-  for (const { name, hypervisor, ok, seconds, measured } of results) {
+  for (const { name, hypervisor, ok, seconds, errors, measured } of results) {
     const numbers = Object.entries(measured).map(
       ([what, value]) => `${what} ${Number(value.toPrecision(3))}`,
     );
@@ -183,6 +187,8 @@ function table(results) {
     say(
       `${ok ? 'ok    ' : 'FAILED'} ${hypervisor.padEnd(6)} ${name.padEnd(width)} ${time}  ${numbers.join('; ')}`,
     );
+    const lines = errors.join('\n').split('\n');
+    for (const line of ok ? [] : lines.slice(0, 40)) say(`       ${line}`);
   }
 }
 
@@ -286,9 +292,6 @@ await main(async () => {
     if (count !== plan) run.failures.push(`${kind}: ${count} results of ${plan} scenarios`);
   }
   if (results.length === 0) run.failures.push('no scenario ran');
-  for (const { name, errors } of results.filter(({ ok }) => !ok)) {
-    say(`\n${name}:\n${errors.join('\n').split('\n').slice(0, 40).join('\n')}`);
-  }
   for (const failure of run.failures) say(`\n${failure}`);
   const bad = results.filter(({ ok }) => !ok).length;
   say(

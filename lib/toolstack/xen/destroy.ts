@@ -5,7 +5,8 @@
  * such devices is left to `xl destroy`; without xl on this host it is not touched.
  */
 import * as fs from 'node:fs/promises';
-import { UsageError, withCleanupError, XenMigrationError } from '../../errors.js';
+import { Errno } from '../../abi/errno.js';
+import { HypercallError, UsageError, withCleanupError, XenMigrationError } from '../../errors.js';
 import type { XenstoreClient } from '../xenstore/index.js';
 import type { DeviceModels } from './device-model.js';
 import { findDomain, type ToolstackDomainInfo } from './hypercalls.js';
@@ -94,7 +95,7 @@ async function destroyHere(parts: Parts, store: XenstoreClient, info: ToolstackD
       first = first === undefined ? error : withCleanupError(first, error);
     }
   };
-  if (!info.dying) await attempt(() => calls.pause(domid));
+  if (!info.dying) await attempt(() => unlessGone(calls.pause(domid)));
   await attempt(() => endDeviceModel(parts, store, domid));
   await attempt(() => removeBackends(store, domid));
   await attempt(() => removeNodes(store, domid));
@@ -102,9 +103,18 @@ async function destroyHere(parts: Parts, store: XenstoreClient, info: ToolstackD
   for (const path of [saveFile(folders, domid), restoreFile(folders, domid), ...qmpSockets(folders, domid)]) {
     await attempt(() => fs.rm(path, { force: true }));
   }
-  await attempt(() => calls.destroy(domid));
+  await attempt(() => unlessGone(calls.destroy(domid)));
   // eslint-disable-next-line @typescript-eslint/only-throw-error -- as it came
   if (first !== undefined) throw first;
+}
+
+/** A domain that was dying, or that somebody else destroys, may go at any moment: that is what was wanted. */
+async function unlessGone(call: Promise<void>): Promise<void> {
+  try {
+    await call;
+  } catch (error) {
+    if (!(error instanceof HypercallError) || error.errno !== Errno.ESRCH) throw error;
+  }
 }
 
 /** Ends QEMU, if the process is the one that it is said to be. */

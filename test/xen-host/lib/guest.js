@@ -23,7 +23,10 @@ export class Guest {
 
   /** @returns {Promise<number>} throws if there is no such domain */
   async domid() {
-    return Number((await this.t.xl(['domid', this.name])).stdout.trim());
+    const said = (await this.t.xl(['domid', this.name])).stdout.trim();
+    // What is empty would be dom0's number.
+    if (!/^[1-9]\d*$/.test(said)) throw new Error(`xl domid ${this.name}: ${JSON.stringify(said)}`);
+    return Number(said);
   }
 
   /** @returns {Promise<boolean>} */

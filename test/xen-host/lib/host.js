@@ -106,14 +106,19 @@ export class Host {
     return this.bin('xen-migrate-save-helper');
   }
 
-  /** @returns {Promise<{ name: string, id: number, memory: number, vcpus: number, state: string }[]>} all but dom0 */
+  /**
+   * All but dom0. A domain that is dying is none any more: it only waits until xenstored, xenconsoled and back ends have given
+   * back its last pages.
+   *
+   * @returns {Promise<{ name: string, id: number, memory: number, vcpus: number, state: string }[]>}
+   */
   async domains() {
     const { stdout } = await this.run(['xl', 'list']);
     return [...stdout.matchAll(/^(\S+) +(\d+) +(\d+) +(\d+) +(\S+)/gm)]
       .map(([, name = '', id, memory, vcpus, state = '']) => {
         return { name, id: Number(id), memory: Number(memory), vcpus: Number(vcpus), state };
       })
-      .filter(({ id }) => id !== 0);
+      .filter(({ id, state }) => id !== 0 && !state.endsWith('d'));
   }
 
   /**

@@ -83,15 +83,19 @@ async function run(t, kind, limits) {
   const subjects = new Subjects(t);
   const collector = new Collector();
   hostContract(collector, 'real Xen', [kind], () => subjects.open(), limits);
+  /** @type {string[]} */
   const failed = [];
   /** @param {{ name: string, ms: number, error: unknown }} result */
   const tell = ({ name, ms, error }) => {
     t.log(`${error === undefined ? 'ok' : 'NOT OK'} ${name} (${(ms / 1000).toFixed(1)} s)`);
-    if (error !== undefined) t.log(error instanceof Error ? (error.stack ?? error.message) : String(error));
+    if (error !== undefined) {
+      const told = error instanceof Error ? (error.stack ?? error.message) : String(error);
+      t.log(told);
+      failed.push(`${name}\n  ${told.split('\n').slice(0, 8).join('\n  ')}`);
+    }
     t.signal.throwIfAborted();
   };
   const results = await collector.run(process.env.XEN_HOST_ONLY, tell);
-  for (const { name, error } of results) if (error !== undefined) failed.push(name);
   if (results.length === 0) throw new Error('there were no tests');
   t.measure('tests of the contract', results.length);
   if (failed.length > 0)

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { UsageError, XenMigrationError, XenstoreError } from '../../../../lib/errors.js';
 import { openXenstore } from '../../../../lib/toolstack/xenstore/index.js';
-import { EINVAL, errorOf, keepConfig, makeWorld, UUID, type World } from './world.js';
+import { EINVAL, errorOf, ESRCH, keepConfig, makeWorld, UUID, type World } from './world.js';
 
 type Json = Record<string, unknown>;
 
@@ -599,6 +599,16 @@ describe('destroying a domain', () => {
     expect(error).toMatchObject({ syscall: 'pause' });
     expect(world.xen.domains.has(5)).toBe(false);
     expect(world.store.store.has('/libxl/5')).toBe(false);
+  });
+
+  // One that was dying already, or that somebody else destroys.
+  it.each(['pause', 'destroy'])('is done if the domain has gone by the time of %s', async (call) => {
+    await libxlDomain(false);
+    world.xen.fails.set(call, ESRCH);
+    await world.toolstack.destroy(5);
+    expect(world.xen.log).toEqual(['pause 5', 'destroy 5']);
+    for (const path of world.store.store.keys()) expect(path).not.toMatch(/\/5(\/|$)|\/vm\/./);
+    expect(await world.files()).toEqual(LEFT);
   });
 
   it('is an error if the hypervisor refuses', async () => {
