@@ -17,7 +17,7 @@ export {
   type RecoveryOutcome,
 } from './migrate/recover.js';
 export type { MigrationProtocol } from './migrate/open-wire.js';
-export type { Reconnect } from './migrate/ask.js';
+export type { Reconnect } from './migrate/opening.js';
 export { MigrationBudget, type BudgetLimits, type BudgetStatus } from './migrate/budget.js';
 export type {
   MigrateJob,

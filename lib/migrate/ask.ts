@@ -1,21 +1,19 @@
 /** What became of a migration whose last answer was lost: asked of the receiver's host over a new connection. */
-import type { Duplex } from 'node:stream';
 import { debug } from '../debug.js';
 import { PeerError, TimeoutError } from '../errors.js';
 import { now } from '../job.js';
 import { sleep } from '../save/throttle.js';
 import { frameName, FrameType, protocolError, type Frame } from './frames.js';
 import { msText, withLimit } from './limits.js';
+import { openWithin, type Reconnect } from './opening.js';
 import { connected, otherEnd, peerFailure, Wire } from './wire.js';
-
-/** Opens a new connection to the receiver's host. */
-export type Reconnect = (signal: AbortSignal) => Promise<Duplex>;
 
 /** A host's word on a migration to it. */
 export type Status = Extract<Frame, { type: typeof FrameType.STATUS }>;
 
-/** ms that one attempt may take, connecting included. */
-const ATTEMPT_MS = 10_000;
+/** ms that one attempt may take to connect, and then to answer, which is after a login if the connection is ssh's. */
+const CONNECT_MS = 10_000;
+const ANSWER_MS = 30_000;
 /** ms between attempts: doubled after each, up to the longest. */
 const FIRST_PAUSE_MS = 250;
 const LONGEST_PAUSE_MS = 5000;
@@ -36,12 +34,9 @@ export async function askAgain(
   const deadline = now() + ms;
   let failure: unknown;
   for (let pause = FIRST_PAUSE_MS; ; pause = Math.min(pause * 2, LONGEST_PAUSE_MS)) {
-    const left = Math.min(ATTEMPT_MS, deadline - now());
-    if (left <= 0 || signal?.aborted === true) break;
+    if (deadline <= now() || signal?.aborted === true) break;
     try {
-      const status = await withLimit('resolve', left, `the destination did not answer`, signal, (s) =>
-        askOnce(reconnect, id, s),
-      );
+      const status = await askOnce(reconnect, id, deadline, signal);
       if (status.standing !== 'pending') return decided(status, peerHost);
       failure = new PeerError('ERR_XEN_PEER_LOST', 'the destination has not decided yet');
     } catch (error) {
@@ -66,21 +61,35 @@ function decided(status: Status, peerHost: string | undefined): Status | { reado
   };
 }
 
-async function askOnce(reconnect: Reconnect, id: string, signal: AbortSignal): Promise<Status> {
-  const peer = await reconnect(signal);
-  peer.on('error', () => undefined);
+async function askOnce(
+  reconnect: Reconnect,
+  id: string,
+  deadline: number,
+  signal: AbortSignal | undefined,
+): Promise<Status> {
+  const left = (ms: number): number => Math.max(1, Math.min(ms, deadline - now()));
+  const unreachable = 'the destination could not be connected';
+  const peer = await openWithin('resolve', left(CONNECT_MS), unreachable, reconnect, signal);
   const wire = new Wire(peer, 'sender');
   try {
-    await connected(peer, otherEnd('sender'), signal);
-    // The receiver greets first; xl, which cannot be asked, is recognised by its greeting.
-    await wire.greet(signal);
-    await wire.send({ type: FrameType.QUERY, id });
-    const frame = await wire.receive(signal);
-    if (frame.type === FrameType.REFUSED) throw peerFailure('the destination', 'refused', frame.reason);
-    if (frame.type !== FrameType.STATUS || frame.id !== id) {
-      throw protocolError(`the destination sent ${frameName(frame.type)} where STATUS was due`);
-    }
-    return frame;
+    return await withLimit(
+      'resolve',
+      left(ANSWER_MS),
+      'the destination did not answer',
+      signal,
+      async (s) => {
+        await connected(peer, otherEnd('sender'), s);
+        // The receiver greets first; xl, which cannot be asked, is recognised by its greeting.
+        await wire.greet(s);
+        await wire.send({ type: FrameType.QUERY, id });
+        const frame = await wire.receive(s);
+        if (frame.type === FrameType.REFUSED) throw peerFailure('the destination', 'refused', frame.reason);
+        if (frame.type !== FrameType.STATUS || frame.id !== id) {
+          throw protocolError(`the destination sent ${frameName(frame.type)} where STATUS was due`);
+        }
+        return frame;
+      },
+    );
   } finally {
     wire.destroy(new PeerError('ERR_XEN_PEER_LOST', 'the question was answered'));
   }

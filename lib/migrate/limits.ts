@@ -9,7 +9,8 @@ export type FullTimeouts = { readonly [K in keyof MigrationTimeouts]-?: number }
 
 const defaults: FullTimeouts = {
   connectMs: 10_000,
-  helloMs: 10_000,
+  // The receiver may be a program that ssh has to start first: a login can take half a minute, and its host be busy.
+  helloMs: 60_000,
   setupMs: 60_000,
   stallMs: 60_000,
   switchoverMs: 60_000,
@@ -19,6 +20,8 @@ const defaults: FullTimeouts = {
 };
 
 const receiverDefaults: Partial<FullTimeouts> = {
+  // Whoever has connected and says nothing shall not keep the place of another.
+  helloMs: 10_000,
   // Longer than a sender's guest may take to suspend.
   stallMs: 180_000,
   // Shorter than the sender's, who then still hears that the receiver has given up.

@@ -10,8 +10,8 @@ import { transportFailure } from '../transport/failure.js';
 import { isNoteId } from '../toolstack/notes.js';
 import type { Toolstack } from '../toolstack/toolstack.js';
 import { checkBudget, withinBudget } from '../save/throttle.js';
-import type { Reconnect } from './ask.js';
-import { fullTimeouts, withLimit } from './limits.js';
+import { openWithin, type Reconnect } from './opening.js';
+import { fullTimeouts } from './limits.js';
 import { runReceive } from './receiver.js';
 import { runMigrate } from './sender.js';
 import type {
@@ -81,22 +81,15 @@ async function connectFirst(
   { timeouts }: MigrateOptions,
 ): Promise<Duplex> {
   const { connectMs } = fullTimeouts('sender', timeouts);
-  let connecting: Promise<Duplex> | undefined;
   try {
-    const what = 'the receiver could not be connected';
-    const peer = await withLimit('connect', connectMs, what, control.signal, (signal) => {
-      connecting = connect(signal);
-      return connecting;
-    });
-    checkPeer(peer, 'what peer() resolves to');
-    return peer;
+    return await openWithin(
+      'connect',
+      connectMs,
+      'the receiver could not be connected',
+      connect,
+      control.signal,
+    );
   } catch (error) {
-    connecting
-      ?.then((late) => {
-        checkPeer(late, 'what peer() resolves to');
-        late.on('error', () => undefined).destroy();
-      })
-      .catch(() => undefined);
     throw XenMigrationError.is(error) ? error : transportFailure(error, 'connecting to the receiver');
   }
 }

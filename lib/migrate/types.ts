@@ -4,7 +4,7 @@ import type { Job } from '../job.js';
 import type { RestoreOptions, RestoreResult } from '../restore/types.js';
 import type { JobBudget } from '../save/throttle.js';
 import type { SaveLimits, SaveOptions, SaveResult } from '../save/types.js';
-import type { Reconnect } from './ask.js';
+import type { Reconnect } from './opening.js';
 import type { MigrationOffer } from './frames.js';
 import type { MigrationProtocol } from './open-wire.js';
 
@@ -17,7 +17,10 @@ export type { MigrationOffer } from './frames.js';
 export interface MigrationTimeouts {
   /** Until the peer given is connected. Default 10 000. */
   readonly connectMs?: number | undefined;
-  /** Until the peer has said who it is: the receiver its READY, the sender its HELLO. Default 10 000. */
+  /**
+   * Until the peer has said who it is. Sender: until the greeting, which is after the login if ssh starts the receiver,
+   * and from there to READY, each (default 60 000). Receiver: until HELLO (default 10 000).
+   */
   readonly helloMs?: number | undefined;
   /** From READY until memory begins to move, the building of the domain included. Default 60 000. */
   readonly setupMs?: number | undefined;

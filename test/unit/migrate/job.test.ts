@@ -192,6 +192,20 @@ describe('hostile peers', () => {
     });
   });
 
+  test('a receiver that ssh has to start first may take its time', async () => {
+    vi.useFakeTimers();
+    const { host, domid } = hostWithGuest();
+    const [peer, there] = duplexPair();
+    let over = false;
+    const sent = migrate(host, { domid, peer }).catch((error: unknown) => error);
+    void sent.then(() => (over = true));
+    await vi.advanceTimersByTimeAsync(55_000);
+    expect(over).toBe(false);
+    there.write('SSH-2.0-OpenSSH_9.2p1\r\n');
+    await vi.advanceTimersByTimeAsync(100);
+    expect(await sent).toMatchObject({ code: 'ERR_XEN_PEER_PROTOCOL', guest: { host: 'source' } });
+  });
+
   test('a connection that never comes about', async () => {
     vi.useFakeTimers();
     const { host, domid } = hostWithGuest();

@@ -43,6 +43,8 @@ class Scene {
   readonly guest: FakeDomain;
   /** Bytes that each direction carried. */
   sent: Record<Direction, number> = { toReceiver: 0, toSender: 0 };
+  /** What a new connection takes until somebody is at its other end. */
+  loginMs = 0;
   #deaf = 0;
 
   constructor() {
@@ -54,7 +56,11 @@ class Scene {
   async connect(): Promise<ReturnType<typeof duplexPair>[0]> {
     if (this.#deaf-- > 0) throw new PeerError('ERR_XEN_PEER_LOST', 'nobody listens');
     const [peer, from] = duplexPair();
-    startReceive(this.destination, { from }).result.catch(() => undefined);
+    const answer = (): void => {
+      startReceive(this.destination, { from }).result.catch(() => undefined);
+    };
+    if (this.loginMs === 0) answer();
+    else setTimeout(answer, this.loginMs);
     return peer;
   }
 
@@ -195,6 +201,18 @@ describe.each(directions)('%s', (direction) => {
         send: { timeouts: { helloMs: 60_000, switchoverMs: 5000 } },
         receive: { timeouts: { helloMs: 60_000, switchoverMs: 600_000 } },
       });
+      await scene.recover();
+      expect(place(sent), what).toBe(await scene.judge(what));
+    }
+  });
+
+  test('the other host takes half a minute to let one in, as a login may: it is asked all the same', async () => {
+    for (let at = 0; at < length[direction]; at += 3) {
+      const what = `${direction} cut at ${at}`;
+      const scene = new Scene();
+      scene.loginMs = 25_000;
+      const [sent] = await scene.play({ faults: { [direction]: { cutAt: at } } });
+      expect(place(sent), what).not.toBe('unknown');
       await scene.recover();
       expect(place(sent), what).toBe(await scene.judge(what));
     }

@@ -20,7 +20,7 @@ import { cpio, extractVmlinux } from './kernel.js';
 const userland = [
   'base-files base-passwd bash coreutils dash diffutils findutils grep gzip hostname iproute2 libc-bin mawk mount',
   'procps sed tar util-linux busybox-static libstdc++6 libatomic1 python3-minimal strace',
-  'qemu-system-xen xen-utils-4.17 xenstore-utils',
+  'qemu-system-xen xen-utils-4.17 xenstore-utils openssh-client openssh-server',
 ]
   .join(' ')
   .split(' ');
@@ -247,6 +247,7 @@ async function rootFileSystem(kernel, vmlinux) {
     size,
     mtimeMs,
     [rootFileSystem, hvmKernel].map(String),
+    etc,
   );
   return piece('root', sum, async (target, work) => {
     const tree = path.join(work, 'tree');
@@ -312,7 +313,8 @@ async function hvmKernel(bzImage, target) {
 }
 
 const etc = {
-  passwd: 'root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n',
+  passwd:
+    'root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\nsshd:x:100:65534:sshd:/run/sshd:/bin/false\n',
   group: 'root:x:0:\nnogroup:x:65534:\n',
   hosts: '127.0.0.1 localhost xen-host\n',
 };

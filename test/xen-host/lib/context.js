@@ -53,10 +53,10 @@ export class Context extends Host {
     const folder = name.replaceAll(/[^A-Za-z0-9.-]+/g, '-').slice(0, 80);
     /** Scratch folder on dom0's disk, removed after the scenario. */
     this.folder = path.join(scratch, folder);
-    fs.rmSync(this.folder, { recursive: true, force: true });
-    fs.mkdirSync(this.folder, { recursive: true });
     /** Another, which both hosts of a pair have under this path; no sockets. */
     this.sharedFolder = path.join(out, 'scratch', folder);
+    this.tidy();
+    fs.mkdirSync(this.folder, { recursive: true });
     /** @type {Record<string, number>} */
     this.measured = {};
   }
@@ -148,7 +148,7 @@ export class Context extends Host {
     }
   }
 
-  /** Once everything has ended, if nothing has failed. */
+  /** What is in its folders goes: of an earlier run, and once everything has ended, if nothing has failed. */
   tidy() {
     for (const folder of [this.folder, this.sharedFolder])
       fs.rmSync(folder, { recursive: true, force: true });

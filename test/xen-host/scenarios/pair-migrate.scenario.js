@@ -5,6 +5,7 @@
  */
 import assert from 'node:assert/strict';
 import path from 'node:path';
+import { ssh } from '../lib/ssh.js';
 
 /**
  * @typedef {import('../lib/context.js').Context} Context
@@ -96,6 +97,41 @@ async function roundAndOver(t, guest, options = []) {
   }
 }
 
+/**
+ * The same over OpenSSH: what its command line, its login shell and its PATH make of a migration.
+ *
+ * @param {Context} t
+ * @param {Guest} guest
+ */
+async function overSsh(t, guest) {
+  const there = t.peer.guest(guest);
+  const program = ['node', t.bin('xen-migrate')];
+  const [to, back] = [await ssh(t, t.peer), await ssh(t, t)];
+
+  await hop(guest, there, async () => {
+    const command = `${to} ${t.peer.hostname} xen-migrate receive --stdio --protocol xl`;
+    const { seconds } = await t.xl(['migrate', '-s', '', guest.name, command]);
+    t.measure(`${guest.type}: xl to us over ssh, s`, seconds);
+  });
+
+  await hop(there, guest, async () => {
+    const moved = await t.peer.run(
+      [...program, 'migrate', guest.name, `ssh://root@${t.hostname}`, '--json'],
+      { env: { XEN_MIGRATE_SSH: back } },
+    );
+    t.measure(`${guest.type}: us to xl over ssh, s`, moved.seconds);
+    assert.equal(JSON.parse(moved.stdout).peerSoftware, 'xl');
+  });
+
+  await hop(guest, there, async () => {
+    const options = ['--ssh', to, '--remote-command', 'xen-migrate receive --stdio', '--json'];
+    const address = `ssh://${t.peer.address}:22`;
+    const moved = await t.run([...program, 'migrate', guest.name, address, ...options]);
+    t.measure(`${guest.type}: us to us over ssh, s`, moved.seconds);
+    assert.match(JSON.parse(moved.stdout).peerSoftware, /^xen-migration /);
+  });
+}
+
 /** @type {import('../lib/scenarios.js').Scenario[]} */
 export const scenarios = [
   {
@@ -111,6 +147,13 @@ export const scenarios = [
     async run(t) {
       const guest = await t.guest('hvm', { memory: 96, fill: 16 });
       await roundAndOver(t, guest, ['--compress', 'brotli']);
+    },
+  },
+  {
+    name: 'pvh: over ssh: xl migrate to us, us back to xl migrate-receive, and us to us',
+    pair: true,
+    async run(t) {
+      await overSsh(t, await t.guest('pvh', { memory: 80, fill: 16 }));
     },
   },
 ];
