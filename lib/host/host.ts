@@ -150,7 +150,7 @@ export interface Domain {
   /**
    * XENMEM_populate_physmap. `frames` holds pfns and gets, PV: the mfns; HVM: the same gfns. order 0 = 4 KiB extents, 9 = 2 MiB (pfns
    * aligned to 512). Resolves to how many extents, from the front, were allocated; fewer means that memory or the
-   * domain's maximum is exhausted.
+   * domain's maximum is exhausted. What the pages hold is not specified: Xen scrubs only what was a dead domain's.
    */
   populate(frames: Float64Array, order?: 0 | 9): Promise<number>;
 

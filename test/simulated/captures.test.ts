@@ -89,7 +89,7 @@ async function throughHost(
   readonly saved: Uint8Array;
   readonly host: NewHost;
 }> {
-  await using host = new SimulatedHost({ seed: options.seed });
+  await using host = new SimulatedHost({ seed: options.seed, unscrubbedMemory: true });
   const onto = options.superpages ? host : withoutSuperpages(host);
   const restored = await restore(onto, { from: stream, onTruncatedCheckpoint: 'failover' });
   const { state, wiring } = host.inspect(restored.domid);

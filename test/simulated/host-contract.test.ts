@@ -1,11 +1,11 @@
 import { afterEach, beforeEach, describe, it } from 'vitest';
-import { SimulatedHost } from '../../lib/testing.js';
+import { SimulatedHost, type SimulatedHostOptions } from '../../lib/testing.js';
 import { hostContract } from '../contract/host-contract.js';
 import type { ContractSubject } from '../contract/subject.js';
 
-function open(guardMappings: boolean): () => Promise<ContractSubject> {
+function open(options: SimulatedHostOptions): () => Promise<ContractSubject> {
   return async () => {
-    const host = new SimulatedHost({ memory: 256 << 20, seed: 11, guardMappings });
+    const host = new SimulatedHost({ memory: 256 << 20, seed: 11, ...options });
     let made = 0;
     return {
       host,
@@ -26,5 +26,17 @@ function open(guardMappings: boolean): () => Promise<ContractSubject> {
 const runner = { describe, it, beforeEach, afterEach };
 const kinds = ['hvm', 'pvh', 'pv', 'pv32'] as const;
 
-hostContract(runner, 'a simulated host', kinds, open(false), { viewsOutliveRelease: true });
-hostContract(runner, 'a simulated host that guards its mappings', ['hvm', 'pv'], open(true));
+hostContract(runner, 'a simulated host', kinds, open({}), { viewsOutliveRelease: true });
+hostContract(
+  runner,
+  'a simulated host that guards its mappings',
+  ['hvm', 'pv'],
+  open({ guardMappings: true }),
+);
+hostContract(
+  runner,
+  'a simulated host whose memory is unscrubbed',
+  ['pvh', 'pv'],
+  open({ unscrubbedMemory: true }),
+  { viewsOutliveRelease: true },
+);

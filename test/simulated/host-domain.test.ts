@@ -2,7 +2,7 @@ import { afterEach, describe, expect, it } from 'vitest';
 import { Errno } from '../../lib/abi/errno.js';
 import { HvmParam } from '../../lib/abi/hvm.js';
 import { PageType } from '../../lib/abi/pages.js';
-import { setU16, setU32 } from '../../lib/bytes/le.js';
+import { isZero, setU16, setU32 } from '../../lib/bytes/le.js';
 import { HypercallError, UsageError } from '../../lib/errors.js';
 import { INVALID_FRAME, type Domain } from '../../lib/host/host.js';
 import { pageView } from '../../lib/host/pages.js';
@@ -226,6 +226,24 @@ describe('mappings', () => {
     pageView(reading, 0).fill(7);
     reading.release();
     expect(state.page(1).every((b) => b === 5)).toBe(true);
+  });
+});
+
+describe('memory that is not scrubbed', () => {
+  it.each(['hvm', 'pv'] as const)('holds junk until it is written: %s', async (kind) => {
+    const host = newHost({ unscrubbedMemory: true });
+    const domain = await empty(host, kind);
+    const small = frames(0, 1);
+    const large = frames(512);
+    expect([await domain.populate(small), await domain.populate(large, 9)]).toEqual([2, 1]);
+    const gfns = frames(small[0]!, small[1]!, large[0]!, large[0]! + 511);
+    const mapping = await domain.mapFrames(gfns, 'write');
+    for (let i = 0; i < 4; i++) expect(isZero(pageView(mapping, i))).toBe(false);
+    mapping.release();
+    await domain.clearPage(large[0]!);
+    const again = await domain.mapFrames(gfns, 'read');
+    expect([0, 1, 2, 3].map((i) => isZero(pageView(again, i)))).toEqual([false, false, true, false]);
+    again.release();
   });
 });
 

@@ -38,7 +38,7 @@ afterEach(async () => {
 });
 
 function newHost(seed: number): SimulatedHost {
-  const host = new SimulatedHost({ seed, memory: 256 * MIB });
+  const host = new SimulatedHost({ seed, memory: 256 * MIB, unscrubbedMemory: true });
   hosts.push(host);
   return host;
 }

@@ -16,7 +16,10 @@ type Order = 'source first' | 'destination first';
 
 /** Two hosts, and one guest that is moved between them again and again. */
 class Ground {
-  readonly hosts = [new SimulatedHost({ seed: 21 }), new SimulatedHost({ seed: 22 })] as const;
+  readonly hosts = [
+    new SimulatedHost({ seed: 21 }),
+    new SimulatedHost({ seed: 22, unscrubbedMemory: true }),
+  ] as const;
   #at: 0 | 1 = 0;
   #domid = 0;
   #processes = 0;

@@ -32,7 +32,7 @@ async function socketPair(): Promise<[net.Socket, net.Socket]> {
 function hosts(): [SimulatedHost, SimulatedHost] {
   const pair: [SimulatedHost, SimulatedHost] = [
     new SimulatedHost({ seed: 1 }),
-    new SimulatedHost({ seed: 2 }),
+    new SimulatedHost({ seed: 2, unscrubbedMemory: true }),
   ];
   cleanups.push(() => Promise.all(pair.map((host) => host.close())));
   return pair;

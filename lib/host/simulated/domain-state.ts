@@ -40,6 +40,7 @@ const LEAST_PFNS = 0x20_0000;
 /** First pfn above the hole below 4 GiB. */
 const PFNS_4G = 0x10_0000;
 const SUPERPAGE = 512;
+const JUNK = 0xa5;
 const REGION_SHIFT = Math.log2(REGION_FRAMES);
 /** TSC modes: default, always emulate, never emulate. */
 const TSC_MODES = 3;
@@ -61,6 +62,7 @@ export interface DomainStateOptions {
   readonly seed: number;
   readonly memory: MachineMemory;
   readonly guardMappings: boolean;
+  readonly unscrubbedMemory: boolean;
   readonly apicAccessPage: boolean;
   readonly missingFeatures: readonly MissingFeature[];
 }
@@ -98,6 +100,7 @@ export class DomainState {
   onGone: (() => void) | undefined;
 
   readonly #guardMappings: boolean;
+  readonly #unscrubbedMemory: boolean;
   readonly #missing: readonly MissingFeature[];
   /** 0…`#pfns`−1 are the pfns that it can have. */
   readonly #pfns: number;
@@ -114,6 +117,7 @@ export class DomainState {
     this.seed = options.seed;
     this.memory = memory;
     this.#guardMappings = options.guardMappings;
+    this.#unscrubbedMemory = options.unscrubbedMemory;
     this.#missing = options.missingFeatures;
     // A configuration may claim more than any host has; the map need not.
     this.#pfns = Math.max(LEAST_PFNS, 2 * (Math.min(options.maxPages, memory.totalPages) + PFNS_4G));
@@ -181,6 +185,17 @@ export class DomainState {
   }
 
   // Memory.
+
+  /** `populate` for the toolstack. */
+  populateForToolstack(frames: Float64Array, order: 0 | 9): number {
+    const n = this.populate(frames, order);
+    if (!this.#unscrubbedMemory) return n;
+    for (let i = 0; i < n; i++) {
+      const first = this.#mfnOfGfn(frames[i] as number);
+      for (let k = 0; k < (order === 9 ? SUPERPAGE : 1); k++) this.memory.page(first + k).fill(JUNK);
+    }
+    return n;
+  }
 
   populate(frames: Float64Array, order: 0 | 9): number {
     const size = order === 9 ? SUPERPAGE : 1;

@@ -55,7 +55,7 @@ export class SimulatedDomain implements Domain {
 
   async populate(frames: Float64Array, order: 0 | 9 = 0): Promise<number> {
     await this.#enter('populate', 'XENMEM_populate_physmap', frames.length);
-    return this.#state.populate(frames, order);
+    return this.#state.populateForToolstack(frames, order);
   }
 
   async clearPage(gfn: number): Promise<void> {

@@ -42,6 +42,11 @@ export interface SimulatedHostOptions {
    * of every mapped page. Default false: views after `release()` still show the guest.
    */
   readonly guardMappings?: boolean | undefined;
+  /**
+   * Memory that the toolstack populates holds junk, as a page may on Xen that it or a living domain had before. Finds
+   * what relies on zeros. Default false: it is zero.
+   */
+  readonly unscrubbedMemory?: boolean | undefined;
   /** Keep a list of all calls in `faults.log`. Default false. */
   readonly recordCalls?: boolean | undefined;
   /**
@@ -171,6 +176,7 @@ export class SimulatedHost implements Host, AsyncDisposable {
       seed: make.seed ?? mix32((this.#options.seed ?? 1) ^ (domid << 16)),
       memory: this.memory,
       guardMappings: this.#options.guardMappings ?? false,
+      unscrubbedMemory: this.#options.unscrubbedMemory ?? false,
       apicAccessPage: this.#options.apicAccessPage ?? true,
       missingFeatures: this.#options.missingFeatures ?? [],
     });

@@ -128,7 +128,7 @@ async function overSsh(t, guest) {
     const address = `ssh://${t.peer.address}:22`;
     const moved = await t.run([...program, 'migrate', guest.name, address, ...options]);
     t.measure(`${guest.type}: us to us over ssh, s`, moved.seconds);
-    assert.match(JSON.parse(moved.stdout).peerSoftware, /^xen-migration /);
+    assert.match(JSON.parse(moved.stdout).peerSoftware, /^xen-migration\//);
   });
 }
 
