@@ -14,7 +14,14 @@ export interface Piece {
 }
 
 export function cat(...parts: readonly Uint8Array[]): Uint8Array {
-  return new Uint8Array(Buffer.concat(parts));
+  // Into one array at once: an image is as large as its guest.
+  const joined = new Uint8Array(parts.reduce((size, part) => size + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    joined.set(part, at);
+    at += part.length;
+  }
+  return joined;
 }
 
 export function joinPieces(pieces: readonly Piece[]): Uint8Array {

@@ -16,14 +16,19 @@ export interface FromV2Options {
   readonly xl?: boolean;
 }
 
-export interface FromV2 {
-  readonly bytes: Uint8Array;
+export interface PiecesFromV2 {
+  /** The image, one after the other. */
+  readonly pieces: readonly W.Piece[];
   readonly guest: 'pv' | 'hvm';
   readonly width: 32 | 64;
   /** What the stream has and the image has not, each once. */
   readonly dropped: readonly string[];
   /** HVM parameters among it. */
   readonly droppedParams: readonly number[];
+}
+
+export interface FromV2 extends PiecesFromV2 {
+  readonly bytes: Uint8Array;
 }
 
 /** Most pages of a batch. */
@@ -210,12 +215,12 @@ class Legacy {
     return [...sizes][0];
   }
 
-  image(): FromV2 {
+  image(): PiecesFromV2 {
     const { word = 8, xl = false } = this.#options;
     const guest = this.pv ? (this.#width === 4 ? 'pv32' : 'pv64') : 'hvm';
     const xsave = this.#xsaveSize();
     const blocks = [W.block.vcpu(), W.block.extv(), ...(xsave === undefined ? [] : [W.block.xcnt(xsave)])];
-    const image = W.legacyImage({
+    const pieces = W.legacyPieces({
       guest,
       word,
       p2mSize: this.#p2mSize,
@@ -225,7 +230,7 @@ class Legacy {
       rounds: this.#rounds,
     });
     return {
-      bytes: xl ? W.cat(W.xlHeader(this.config), image) : image,
+      pieces: xl ? [{ name: 'xl header', bytes: W.xlHeader(this.config) }, ...pieces] : pieces,
       guest: this.pv ? 'pv' : 'hvm',
       width: word === 8 ? 64 : 32,
       dropped: [...this.dropped].sort(),
@@ -254,11 +259,11 @@ function physmapOf(entries: S.EmulatorXenstoreData['entries'], dropped: Set<stri
 
 /**
  * Writes a legacy image of a libxc, libxl or xl stream of an x86 guest; one of Remus becomes one of Remus, its last
- * checkpoint the last one that is whole. A stream without device state gets an image without QEMU record. Page contents
- * are copied once, into the image.
+ * checkpoint the last one that is whole. A stream without device state gets an image without QEMU record. The pieces
+ * of page contents are views of the stream.
  * Throws Error for what a legacy image cannot say: frames beyond 28 bits, xsave states of different sizes.
  */
-export function legacyFromV2(bytes: Uint8Array, options: FromV2Options = {}): FromV2 {
+export function legacyPiecesFromV2(bytes: Uint8Array, options: FromV2Options = {}): PiecesFromV2 {
   const legacy = new Legacy(bytes, options);
   const reader = new S.StreamReader();
   for (let at = 0; !reader.done && at < bytes.length;) {
@@ -274,6 +279,12 @@ export function legacyFromV2(bytes: Uint8Array, options: FromV2Options = {}): Fr
   }
   if (reader.done) legacy.finish(true);
   return legacy.image();
+}
+
+/** The same in one piece. */
+export function legacyFromV2(bytes: Uint8Array, options: FromV2Options = {}): FromV2 {
+  const image = legacyPiecesFromV2(bytes, options);
+  return { ...image, bytes: W.joinPieces(image.pieces) };
 }
 
 /** What a stream's guest is, less what its legacy image cannot hold and with what such images always hold. */
