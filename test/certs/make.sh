@@ -29,6 +29,18 @@ leaf() {
     -startdate "$from" -enddate "$to" -extfile "$work/ext" -out "$name.crt" 2> /dev/null
 }
 
+# crl NAME CA FROM TO [REVOKED…]: that CA's list of revoked certificates
+crl() {
+  name=$1 by=$2 from=$3 to=$4
+  shift 4
+  : > "$work/index"
+  for revoked; do
+    openssl ca -batch -config "$work/conf" -cert "$by.crt" -keyfile "$by.key" -revoke "$revoked.crt" 2> /dev/null
+  done
+  openssl ca -gencrl -config "$work/conf" -cert "$by.crt" -keyfile "$by.key" \
+    -crl_lastupdate "$from" -crl_nextupdate "$to" -out "$name.crl" 2> /dev/null
+}
+
 server='extendedKeyUsage=serverAuth'
 client='extendedKeyUsage=clientAuth'
 now=20250101000000Z
@@ -46,4 +58,8 @@ leaf nameless ca dom0-b $now $late "$client"
 leaf wild ca wild $now $late "$client" 'subjectAltName=DNS:*.example'
 leaf old-client ca old-client 20200101000000Z 20210101000000Z "$client" 'subjectAltName=DNS:a.example'
 leaf other-client other-ca other-client $now $late "$client" 'subjectAltName=DNS:a.example'
+crl none ca $now $late
+crl revoked ca $now $late client server2
+crl old ca 20200101000000Z 20210101000000Z
+crl other-ca other-ca $now $late
 rm -f ca.key other-ca.key

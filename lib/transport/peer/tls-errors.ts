@@ -17,7 +17,11 @@ const untrusted: Readonly<Record<string, string>> = {
   CERT_UNTRUSTED: 'its certificate is not trusted for this use',
   INVALID_PURPOSE: 'its certificate is not made for this use (extendedKeyUsage)',
   INVALID_CA: 'its certificate is signed by one that is no CA',
-  CERT_REVOKED: 'its certificate is revoked',
+  CERT_REVOKED: 'its certificate, or that of its CA, is revoked',
+  UNABLE_TO_GET_CRL: 'this side has no revocation list of the CA of its certificate',
+  CRL_HAS_EXPIRED: 'the revocation list that this side has of the CA of its certificate has expired',
+  CRL_NOT_YET_VALID: 'the revocation list that this side has of the CA of its certificate is not valid yet',
+  CRL_SIGNATURE_FAILURE: 'the revocation list that this side has is not signed by the CA of its certificate',
 };
 
 /** Endings of OpenSSL's codes, ERR_SSL_… */
@@ -25,6 +29,7 @@ const told: readonly (readonly [ending: string, code: Code, text: string])[] = [
   ['ALERT_CERTIFICATE_REQUIRED', 'ERR_XEN_PEER_REFUSED', 'it wants a certificate of this side'],
   ['ALERT_UNKNOWN_CA', 'ERR_XEN_PEER_REFUSED', 'it does not trust the CA of this side’s certificate'],
   ['ALERT_CERTIFICATE_EXPIRED', 'ERR_XEN_PEER_REFUSED', 'it finds the certificate of this side expired'],
+  ['ALERT_CERTIFICATE_REVOKED', 'ERR_XEN_PEER_REFUSED', 'it finds the certificate of this side revoked'],
   ['ALERT_CERTIFICATE_UNKNOWN', 'ERR_XEN_PEER_REFUSED', 'it does not accept the certificate of this side'],
   ['ALERT_BAD_CERTIFICATE', 'ERR_XEN_PEER_REFUSED', 'it does not accept the certificate of this side'],
   [

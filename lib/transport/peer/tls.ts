@@ -16,6 +16,11 @@ export interface PeerTls {
    * anybody who has a web server; a listener then needs `allow`.
    */
   readonly ca: string | Uint8Array;
+  /**
+   * Revocation lists (CRLs) of those CAs, one after the other in PEM. If given, each CA between the other side's
+   * certificate and the trusted one must have a list in it that has not expired, or nobody is trusted.
+   */
+  readonly crl?: string | Uint8Array | undefined;
   /** Sender: the name that the receiver's certificate must have. Default: the host of its address. */
   readonly serverName?: string | undefined;
   /**
@@ -36,12 +41,16 @@ export const tlsFacts = {
 
 export const SYSTEM_CA = 'system';
 
+const CRL_PEM = /-----BEGIN X509 CRL-----[^-]*-----END X509 CRL-----/g;
+
 /** Contents of the files, as node:tls takes them. */
 export interface TlsMaterial {
   readonly cert: Buffer;
   readonly key: Buffer;
   /** Undefined: those that Node brings along. */
   readonly ca: Buffer | undefined;
+  /** One in each: node:tls reads no further than the first. Undefined: revocation is not looked at. */
+  readonly crl: string[] | undefined;
 }
 
 /**
@@ -51,10 +60,11 @@ export interface TlsMaterial {
  *   certificate's, and for a certificate that has expired or is not valid yet
  */
 export async function loadTls(options: PeerTls): Promise<TlsMaterial> {
-  const [cert, key, ca] = await Promise.all([
+  const [cert, key, ca, crl] = await Promise.all([
     contents(options.cert, 'certificate'),
     contents(options.key, 'key'),
     options.ca === SYSTEM_CA ? undefined : contents(options.ca, 'CA certificate'),
+    options.crl === undefined ? undefined : contents(options.crl, 'revocation list'),
   ]);
   const own = certificateOf(cert, options.cert, 'certificate');
   if (ca !== undefined) certificateOf(ca, options.ca, 'CA certificate');
@@ -75,7 +85,7 @@ export async function loadTls(options: PeerTls): Promise<TlsMaterial> {
   }
   const wrong = outOfTime(own);
   if (wrong !== undefined) throw new UsageError(`${fileName(options.cert, 'the certificate')} ${wrong}`);
-  return { cert, key, ca };
+  return { cert, key, ca, crl: crl === undefined ? undefined : crlsOf(crl, options.crl ?? '') };
 }
 
 async function contents(file: string | Uint8Array, what: string): Promise<Buffer> {
@@ -93,6 +103,19 @@ function certificateOf(pem: Buffer, file: string | Uint8Array, what: string): X5
   } catch (cause) {
     throw new UsageError(`${fileName(file, `the ${what}`)} holds no certificate in PEM`, { cause });
   }
+}
+
+function crlsOf(pem: Buffer, file: string | Uint8Array): string[] {
+  const lists = pem.toString('latin1').match(CRL_PEM) ?? [];
+  try {
+    if (lists.length === 0) throw new Error('no X509 CRL in it');
+    tls.createSecureContext({ crl: lists });
+  } catch (cause) {
+    throw new UsageError(`${fileName(file, 'the revocation list')} holds no revocation list in PEM`, {
+      cause,
+    });
+  }
+  return lists;
 }
 
 function fileName(file: string | Uint8Array, what: string): string {
@@ -145,8 +168,8 @@ export class TlsFiles {
   }
 }
 
-async function stampOf({ cert, key, ca }: PeerTls): Promise<string> {
-  const stamps = [cert, key, ca].map(async (file) => {
+async function stampOf({ cert, key, ca, crl }: PeerTls): Promise<string> {
+  const stamps = [cert, key, ca, crl].map(async (file) => {
     if (typeof file !== 'string' || file === SYSTEM_CA) return '';
     const facts = await stat(file, { bigint: true }).catch(() => undefined);
     return facts === undefined ? 'none' : [facts.dev, facts.ino, facts.size, facts.mtimeNs].join();

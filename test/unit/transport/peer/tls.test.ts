@@ -266,6 +266,74 @@ describe('who is not let in learns why, and so does the receiver', () => {
   });
 });
 
+describe('revocation lists', () => {
+  const crl = (name: string): { crl: string } => ({ crl: pem(`${name}.crl`) });
+
+  test('who is in none is let in', async () => {
+    const { address, names } = await service({ tls: side('server', crl('none')) });
+    expect(await readAll(await connectPeer(address, { tls: side('client', crl('none')) }))).toBe('hello');
+    const { address: other } = await service({ tls: side('server', crl('revoked')) });
+    expect(await readAll(await connectPeer(other, { tls: side('nameless', crl('revoked')) }))).toBe('hello');
+    expect(names).toHaveLength(1);
+  });
+
+  test.each([
+    ['a sender whose certificate is revoked', 'revoked', /or that of its CA, is revoked$/],
+    ['a list that has expired', 'old', /revocation list that this side has .* has expired$/],
+    ['the list of another CA', 'other-ca', /this side has no revocation list of the CA/],
+  ])('%s: not let in', async (_what, list, message) => {
+    const { address, error, names } = await service({ tls: side('server', crl(list)) });
+    await expect(connectPeer(address, { tls: side('client') })).rejects.toMatchObject({
+      code: 'ERR_XEN_PEER_REFUSED',
+    });
+    expect(await error()).toMatchObject({
+      code: 'ERR_XEN_PEER_UNTRUSTED',
+      message: expect.stringMatching(message) as string,
+    });
+    expect(names).toEqual([]);
+  });
+
+  test('a receiver whose certificate is revoked gets no guest', async () => {
+    const { address } = await service({ tls: side('server2') });
+    await expect(connectPeer(address, { tls: side('client', crl('revoked')) })).rejects.toMatchObject({
+      code: 'ERR_XEN_PEER_UNTRUSTED',
+      message: `${address}: its certificate, or that of its CA, is revoked`,
+    });
+  });
+
+  test('several in one file, whatever their order', async () => {
+    const lists = ['other-ca', 'revoked'].map((name) => readFileSync(pem(`${name}.crl`)));
+    for (const all of [lists, [...lists].reverse()]) {
+      const { address, error } = await service({ tls: side('server', { crl: Buffer.concat(all) }) });
+      await expect(connectPeer(address, { tls: side('client') })).rejects.toThrow();
+      expect(await error()).toMatchObject({ message: expect.stringMatching(/is revoked$/) as string });
+      expect(await readAll(await connectPeer(address, { tls: side('wild') }))).toBe('hello');
+    }
+  });
+
+  test('a newer one is used from the next connection on', async () => {
+    const file = path.join(dir, 'crl');
+    copyFileSync(pem('none.crl'), file);
+    const { address, error } = await service({ tls: side('server', { crl: file }) });
+    expect(await readAll(await connectPeer(address, { tls: side('client') }))).toBe('hello');
+    copyFileSync(pem('revoked.crl'), `${file}.new`);
+    renameSync(`${file}.new`, file);
+    await expect(connectPeer(address, { tls: side('client') })).rejects.toThrow();
+    expect(await error()).toMatchObject({ message: expect.stringMatching(/is revoked$/) as string });
+  });
+
+  test.each(['ca.crt', 'make.sh'])('%s is none', async (name) => {
+    const given = connectPeer('tls://127.0.0.1:1', { tls: side('client', { crl: pem(name) }) });
+    await expect(given).rejects.toThrow(new RegExp(`${name} holds no revocation list in PEM$`));
+    const damaged = Buffer.from(
+      readFileSync(pem('none.crl'), 'latin1').replace(/[A-Za-z0-9+/]{20}/, 'A'.repeat(20)),
+    );
+    await expect(connectPeer('tls://127.0.0.1:1', { tls: side('client', { crl: damaged }) })).rejects.toThrow(
+      /^the revocation list holds no revocation list/,
+    );
+  });
+});
+
 describe('peers that do not speak TLS', () => {
   test.each([
     ['the preamble of this library', Buffer.from('8d584d49470d0a1a0100010000000000', 'hex')],
