@@ -5,7 +5,7 @@ import { ExitCode, parseArguments, type Command, type CommandIo } from './comman
 import { paintFor, speaksUnicode, tableLines, wrapped, type Paint } from './format.js';
 import { operands } from './operands.js';
 import { indent, printJson, printLines } from './print.js';
-import { survey, type Ability, type Survey } from './survey.js';
+import { survey, type Ability, type HelperFacts, type Survey } from './survey.js';
 
 /** Columns of an output that is no terminal. */
 const COLUMNS = 120;
@@ -39,7 +39,7 @@ async function run(argv: readonly string[], io: CommandIo, _signal: AbortSignal)
 export function infoLines(found: Survey, paint: Paint, unicode: boolean, columns = COLUMNS): string[] {
   const [yes, no] = unicode ? ['✓', '✗'] : ['ok', 'NO'];
   const mark = (ok: boolean): string => (ok ? paint.green(yes) : paint.red(no));
-  const { addon, hypervisor, problem, devices, xenstore, helper, usable } = found;
+  const { addon, hypervisor, problem, devices, xenstore, helpers, usable } = found;
   const addonFits = addon.xenVersion !== undefined;
   const rows: string[][] = [
     ['addon', mark(addonFits), printable(addonText(found))],
@@ -56,7 +56,11 @@ export function infoLines(found: Survey, paint: Paint, unicode: boolean, columns
     ]);
   });
   rows.push(['xenstore', mark(xenstore.answers), printable(xenstoreText(xenstore))]);
-  helperTexts(helper).forEach((text, i) => rows.push([i === 0 ? 'save helper' : '', '', printable(text)]));
+  for (const kind of ['save', 'convert'] as const) {
+    helperTexts(helpers[kind]).forEach((text, i) =>
+      rows.push([i === 0 ? `${kind} helper` : '', '', printable(text)]),
+    );
+  }
   const lines = [
     `${paint.bold('xen-migration')} ${found.version}, Node ${found.node}`,
     '',
@@ -108,12 +112,12 @@ function xenstoreText({ path, answers }: Survey['xenstore']): string {
   return answers ? `${path} answers` : `${path} does not answer`;
 }
 
-function helperTexts({ stock, own, chosen, chosenIsOwn }: Survey['helper']): string[] {
+function helperTexts({ variable, stock, own, chosen, chosenIsOwn }: HelperFacts): string[] {
   const texts = stock.length === 0 ? ['xl has none here'] : stock.map((file) => `xl's own: ${file}`);
   texts.push(`ours: ${own ?? 'not built'}`);
-  if (chosen === undefined || chosen === '') texts.push('LIBXL_SAVE_HELPER is not set: xl uses its own');
-  else if (chosenIsOwn) texts.push(`LIBXL_SAVE_HELPER is ${chosen}: xl uses ours`);
-  else texts.push(`LIBXL_SAVE_HELPER is ${chosen}: that is not ours`);
+  if (chosen === undefined || chosen === '') texts.push(`${variable} is not set: xl uses its own`);
+  else if (chosenIsOwn) texts.push(`${variable} is ${chosen}: xl uses ours`);
+  else texts.push(`${variable} is ${chosen}: that is not ours`);
   return texts;
 }
 

@@ -27,12 +27,21 @@ const HELPER_FOLDERS = [
   '/usr/lib64/xen/bin',
   '/usr/local/lib/xen/bin',
 ];
-const STOCK_HELPER = 'libxl-save-helper';
+
+/** Programs that libxl starts, and which an environment variable replaces. */
+const HELPERS = {
+  save: { variable: 'LIBXL_SAVE_HELPER', stock: 'libxl-save-helper' },
+  convert: { variable: 'LIBXL_CONVERT_HELPER', stock: 'convert-legacy-stream' },
+} as const;
+export type HelperKind = keyof typeof HELPERS;
 
 /** Ours: what package.json names, and what that is made of. */
-const OWN_HELPERS = ['../helper/bundle/xen-migrate-save-helper.cjs', '../helper/main.js'].map((file) =>
-  fileURLToPath(new URL(file, import.meta.url)),
-);
+const here = (...files: string[]): string[] =>
+  files.map((file) => fileURLToPath(new URL(`../helper/${file}`, import.meta.url)));
+const OWN_HELPERS = {
+  save: here('bundle/xen-migrate-save-helper.cjs', 'main.js'),
+  convert: here('bundle/xen-migrate-convert-helper.cjs', 'convert/main.js'),
+};
 
 /** How far a device or file can be used by this process. */
 export type Access = 'usable' | 'denied' | 'absent';
@@ -49,6 +58,19 @@ export interface Ability {
   readonly save: true | string;
   readonly restore: true | string;
   readonly live: true | string;
+}
+
+/** Which program libxl starts for a part of its work. */
+export interface HelperFacts {
+  /** The environment variable that names another than Xen's own. */
+  readonly variable: string;
+  /** Xen's own. More than one if several releases are installed. */
+  readonly stock: readonly string[];
+  /** This package's. Undefined if it is not built. */
+  readonly own: string | undefined;
+  /** What the variable says. */
+  readonly chosen: string | undefined;
+  readonly chosenIsOwn: boolean;
 }
 
 export interface Survey {
@@ -69,15 +91,7 @@ export interface Survey {
     readonly answers: boolean;
     readonly problem: Problem | undefined;
   };
-  readonly helper: {
-    /** libxl's own. More than one if several releases are installed. */
-    readonly stock: readonly string[];
-    /** This package's. Undefined if it is not built. */
-    readonly own: string | undefined;
-    /** LIBXL_SAVE_HELPER. */
-    readonly chosen: string | undefined;
-    readonly chosenIsOwn: boolean;
-  };
+  readonly helpers: Readonly<Record<HelperKind, HelperFacts>>;
   readonly abilities: readonly Ability[];
   /** Guests can be worked with. */
   readonly usable: boolean;
@@ -89,7 +103,7 @@ export interface SurveyWorld {
   /** Goes before all paths of the machine. */
   readonly root?: string | undefined;
   readonly probe?: (() => XenProbe) | undefined;
-  readonly ownHelpers?: readonly string[] | undefined;
+  readonly ownHelpers?: Readonly<Record<HelperKind, readonly string[]>> | undefined;
 }
 
 /** Looks around. Never rejects for what it finds. */
@@ -101,7 +115,17 @@ export async function survey(world: SurveyWorld): Promise<Survey> {
   );
   const xenstore = await surveyXenstore(world);
   const usable = problem === undefined && xenstore.answers;
-  const chosen = world.env['LIBXL_SAVE_HELPER'];
+  const helperFacts = async (kind: HelperKind): Promise<HelperFacts> => {
+    const { variable, stock } = HELPERS[kind];
+    const chosen = world.env[variable];
+    return {
+      variable,
+      stock: await stockHelpers(root, stock),
+      own: await firstThere(ownHelpers[kind]),
+      chosen,
+      chosenIsOwn: await isOneOf(chosen, ownHelpers[kind], world.env['PATH']),
+    };
+  };
   return {
     version: VERSION,
     node: process.version,
@@ -113,12 +137,7 @@ export async function survey(world: SurveyWorld): Promise<Survey> {
     problem: problem && { code: problem.code, message: problem.message },
     devices,
     xenstore,
-    helper: {
-      stock: await stockHelpers(root),
-      own: await firstThere(ownHelpers),
-      chosen,
-      chosenIsOwn: await isOneOf(chosen, ownHelpers, world.env['PATH']),
-    },
+    helpers: { save: await helperFacts('save'), convert: await helperFacts('convert') },
     abilities: usable && hypervisor !== undefined ? abilitiesOf(hypervisor) : [],
     usable,
   };
@@ -182,12 +201,12 @@ export function abilitiesOf({ guests }: HypervisorVersion): Ability[] {
   ];
 }
 
-async function stockHelpers(root: string): Promise<string[]> {
+async function stockHelpers(root: string, name: string): Promise<string[]> {
   const releases = await readdir(`${root}/usr/lib`).catch(() => []);
   const debian = releases.filter((name) => /^xen-\d/.test(name)).map((name) => `/usr/lib/${name}/bin`);
   const found: string[] = [];
   for (const folder of [...debian.sort(), ...HELPER_FOLDERS]) {
-    const file = path.join(folder, STOCK_HELPER);
+    const file = path.join(folder, name);
     if (await exists(root + file)) found.push(file);
   }
   return found;

@@ -59,7 +59,10 @@ const look = (more: Partial<SurveyWorld> = {}): Promise<Survey> =>
     env: {},
     root,
     probe: () => good,
-    ownHelpers: [path.join(root, 'other.js'), path.join(root, 'own.js')],
+    ownHelpers: {
+      save: [path.join(root, 'other.js'), path.join(root, 'own.js')],
+      convert: [path.join(root, 'convert.js')],
+    },
     ...more,
   });
 
@@ -70,6 +73,7 @@ describe('what is found', () => {
     file('dev/xen/evtchn');
     file('usr/lib/xen-4.17/bin/libxl-save-helper');
     file('usr/libexec/xen/bin/libxl-save-helper');
+    file('usr/libexec/xen/bin/convert-legacy-stream');
     const found = await look();
     server.close();
     expect(found).toMatchObject({
@@ -79,10 +83,13 @@ describe('what is found', () => {
       hypervisor: HYPERVISOR,
       problem: undefined,
       xenstore: { path: path.join(root, 'run/xenstored/socket'), answers: true },
-      helper: {
-        stock: ['/usr/lib/xen-4.17/bin/libxl-save-helper', '/usr/libexec/xen/bin/libxl-save-helper'],
-        chosen: undefined,
-        chosenIsOwn: false,
+      helpers: {
+        save: {
+          stock: ['/usr/lib/xen-4.17/bin/libxl-save-helper', '/usr/libexec/xen/bin/libxl-save-helper'],
+          chosen: undefined,
+          chosenIsOwn: false,
+        },
+        convert: { stock: ['/usr/libexec/xen/bin/convert-legacy-stream'], own: undefined },
       },
       usable: true,
     });
@@ -113,7 +120,7 @@ describe('what is found', () => {
       hypervisor: undefined,
       problem: { code: 'ERR_XEN_ADDON_MISSING' },
       xenstore: { path: undefined, answers: false, problem: { code: 'ERR_XEN_XENSTORE' } },
-      helper: { stock: [] },
+      helpers: { save: { stock: [] }, convert: { stock: [] } },
       abilities: [],
       usable: false,
     });
@@ -149,9 +156,19 @@ describe('what is found', () => {
     file('x/ours');
     mkdirSync(path.join(root, 'bin'));
     symlinkSync(own, path.join(root, 'bin/ours'));
-    const { helper } = await look({ env: env(own) });
-    expect(helper.chosenIsOwn).toBe(isOwn);
-    expect(helper.own).toBe(own);
+    const { helpers } = await look({ env: env(own) });
+    expect(helpers.save.chosenIsOwn).toBe(isOwn);
+    expect(helpers.save.own).toBe(own);
+  });
+
+  test('LIBXL_CONVERT_HELPER', async () => {
+    const [save, convert] = [file('own.js'), file('convert.js')];
+    const right = await look({ env: { LIBXL_CONVERT_HELPER: convert } });
+    expect(right.helpers.convert).toMatchObject({ own: convert, chosen: convert, chosenIsOwn: true });
+    expect(right.helpers.save.chosen).toBeUndefined();
+    // Each is of no use in the other's place.
+    const wrong = await look({ env: { LIBXL_CONVERT_HELPER: save, LIBXL_SAVE_HELPER: convert } });
+    expect([wrong.helpers.save.chosenIsOwn, wrong.helpers.convert.chosenIsOwn]).toEqual([false, false]);
   });
 });
 
@@ -189,11 +206,21 @@ describe('how it is told', () => {
       { path: '/dev/xen/xenbus', use: 'xenstore', access: 'absent' },
     ],
     xenstore: { path: '/run/xenstored/socket', answers: true, problem: undefined },
-    helper: {
-      stock: ['/usr/lib/x/libxl-save-helper'],
-      own: '/opt/x/main.js',
-      chosen: undefined,
-      chosenIsOwn: false,
+    helpers: {
+      save: {
+        variable: 'LIBXL_SAVE_HELPER',
+        stock: ['/usr/lib/x/libxl-save-helper'],
+        own: '/opt/x/main.js',
+        chosen: undefined,
+        chosenIsOwn: false,
+      },
+      convert: {
+        variable: 'LIBXL_CONVERT_HELPER',
+        stock: ['/usr/lib/x/convert-legacy-stream'],
+        own: '/opt/x/convert.js',
+        chosen: '/opt/x/convert.js',
+        chosenIsOwn: true,
+      },
     },
     abilities: abilitiesOf({ ...HYPERVISOR, guests: { pv: true, hvm: true, hap: true, shadow: false } }),
     usable: true,
@@ -203,16 +230,19 @@ describe('how it is told', () => {
     expect(`${infoLines(whole, plain, false).join('\n')}\n`).toMatchInlineSnapshot(`
       "xen-migration 1.2.3, Node v20.20.2
 
-        addon        ok  /opt/x/xen_migration.node, built with Xen 4.17.0
-        hypervisor   ok  Xen 4.17.7; guests: PV, HVM; paging: hardware-assisted
-                         xen-3.0-x86_64 hvm-3.0-x86_64
-        devices      ok  /dev/xen/privcmd (hypercalls)
-                     NO  /dev/xen/evtchn: no permission (events)
-                     NO  /dev/xen/xenbus: absent (xenstore)
-        xenstore     ok  /run/xenstored/socket answers
-        save helper      xl's own: /usr/lib/x/libxl-save-helper
-                         ours: /opt/x/main.js
-                         LIBXL_SAVE_HELPER is not set: xl uses its own
+        addon           ok  /opt/x/xen_migration.node, built with Xen 4.17.0
+        hypervisor      ok  Xen 4.17.7; guests: PV, HVM; paging: hardware-assisted
+                            xen-3.0-x86_64 hvm-3.0-x86_64
+        devices         ok  /dev/xen/privcmd (hypercalls)
+                        NO  /dev/xen/evtchn: no permission (events)
+                        NO  /dev/xen/xenbus: absent (xenstore)
+        xenstore        ok  /run/xenstored/socket answers
+        save helper         xl's own: /usr/lib/x/libxl-save-helper
+                            ours: /opt/x/main.js
+                            LIBXL_SAVE_HELPER is not set: xl uses its own
+        convert helper      xl's own: /usr/lib/x/convert-legacy-stream
+                            ours: /opt/x/convert.js
+                            LIBXL_CONVERT_HELPER is /opt/x/convert.js: xl uses ours
 
       What can be done here
               save   restore                           live migration
@@ -248,12 +278,12 @@ describe('how it is told', () => {
     ],
     [
       'our helper',
-      { helper: { ...whole.helper, chosen: 'ours', chosenIsOwn: true } },
+      { helpers: { ...whole.helpers, save: { ...whole.helpers.save, chosen: 'ours', chosenIsOwn: true } } },
       'LIBXL_SAVE_HELPER is ours: xl uses ours',
     ],
     [
       'another helper',
-      { helper: { ...whole.helper, chosen: '/x\u001b[2J' } },
+      { helpers: { ...whole.helpers, save: { ...whole.helpers.save, chosen: '/x\u001b[2J' } } },
       'LIBXL_SAVE_HELPER is /x\\u001b[2J: that is not ours',
     ],
   ])('%s', (_name, more, text) => {
