@@ -33,7 +33,11 @@ const info = (hypervisor) => ({
     for (const name of ['pv', 'hvm', 'hap', 'shadow']) same(name, guests[name], virt.includes(name));
     const live = found.abilities.find((/** @type {{ kind: string }} */ { kind }) => kind === 'pv').live;
     same('PV live', live === true, hypervisor === 'shadow');
-    same('usable', [found.usable, found.xenstore.answers, found.helpers.save.chosenIsOwn], [true, true, true]);
+    same(
+      'usable',
+      [found.usable, found.xenstore.answers, found.helpers.save.chosenIsOwn],
+      [true, true, true],
+    );
     t.log((await command(t, ['info'])).stdout);
   },
 });
