@@ -23,8 +23,9 @@ describe('ending a device model', () => {
   it('is a SIGHUP for the process with the domain’s number', async () => {
     const child = qemu('-xen-domid', '5', '-nographic');
     await once(child.stdout as NodeJS.ReadableStream, 'data');
+    const exit = once(child, 'exit');
     await endProcess(child.pid ?? 0, 5);
-    expect((await once(child, 'exit'))[1]).toBe('SIGHUP');
+    expect((await exit)[1]).toBe('SIGHUP');
   });
 
   it('leaves others alone: the process may be another one by now', async () => {
