@@ -1,91 +1,13 @@
 /** `migrate` and `receive` over their peer addresses, in processes of their own: TLS, commands, sockets of systemd, a service. */
-import { spawn, type ChildProcess } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import {
-  chmodSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  writeFileSync,
-} from 'node:fs';
+import { chmodSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import net from 'node:net';
-import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { pem } from '../unit/transport/peer/helpers.js';
+import { dir, env, program, sim, start, watch, type Running } from './processes.js';
 
-// Compiled by test/setup.
-const program = fileURLToPath(
-  new URL('../../node_modules/.cache/xen-migration/lib/cli/main.js', import.meta.url),
-);
-
-let dir: string;
-const children: ChildProcess[] = [];
-beforeEach(() => {
-  dir = mkdtempSync(path.join(tmpdir(), 'xen-migration-peers-'));
-});
-afterEach(() => {
-  for (const child of children.splice(0)) child.kill('SIGKILL');
-  rmSync(dir, { recursive: true, force: true });
-});
-
-interface Running {
-  readonly child: ChildProcess;
-  readonly out: () => string;
-  readonly err: () => string;
-  readonly ended: Promise<number | string>;
-  readonly prints: (pattern: RegExp) => Promise<string>;
-}
-
-function watch(child: ChildProcess): Running {
-  children.push(child);
-  let [out, err] = ['', ''];
-  const waiting = new Set<() => void>();
-  const tell = (): void => waiting.forEach((look) => look());
-  child.stdout?.on('data', (chunk: Buffer) => {
-    out += chunk.toString('latin1');
-    tell();
-  });
-  child.stderr?.on('data', (chunk: Buffer) => {
-    err += chunk.toString('latin1');
-    tell();
-  });
-  const ended = once(child, 'close').then(([code, signal]) => (code ?? signal) as number | string);
-  return {
-    child,
-    out: () => out,
-    err: () => err,
-    ended,
-    prints: (pattern) =>
-      new Promise((resolve, reject) => {
-        const look = (): void => {
-          const found = pattern.exec(out) ?? pattern.exec(err);
-          if (found === null) return;
-          waiting.delete(look);
-          resolve(found[0]);
-        };
-        waiting.add(look);
-        look();
-        void ended.then(() => reject(new Error(`ended without printing ${String(pattern)}: ${out}${err}`)));
-      }),
-  };
-}
-
-const env = (more: object = {}): NodeJS.ProcessEnv => ({
-  PATH: process.env['PATH'],
-  LANG: 'C',
-  TMPDIR: dir,
-  ...more,
-});
-
-function start(...argv: string[]): Running {
-  return watch(spawn(process.execPath, [program, ...argv], { env: env(), stdio: ['pipe', 'pipe', 'pipe'] }));
-}
-
-const sim = ['--host', 'sim'];
 const small = [...sim, '--memory', '8M'];
 const slow = [...sim, '--memory', '64M', '--bandwidth', '8M'];
 const tls = (name: string): string[] => [

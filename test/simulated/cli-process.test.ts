@@ -1,75 +1,9 @@
 /** The program `xen-migrate` in processes of its own: signals, pipes, and a migration between two of them. */
-import { spawn, type ChildProcess } from 'node:child_process';
-import { once } from 'node:events';
-import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { spawn } from 'node:child_process';
+import { readdirSync } from 'node:fs';
 import path from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-
-// Compiled by test/setup.
-const program = fileURLToPath(
-  new URL('../../node_modules/.cache/xen-migration/lib/cli/main.js', import.meta.url),
-);
-
-let dir: string;
-const children: ChildProcess[] = [];
-beforeEach(() => {
-  dir = mkdtempSync(path.join(tmpdir(), 'xen-migration-process-'));
-});
-afterEach(() => {
-  for (const child of children.splice(0)) child.kill('SIGKILL');
-  rmSync(dir, { recursive: true, force: true });
-});
-
-interface Running {
-  readonly child: ChildProcess;
-  readonly out: () => string;
-  readonly err: () => string;
-  /** Exit code, or the signal that killed it. */
-  readonly ended: Promise<number | string>;
-  /** Resolves to the first match in what it prints on either stream. */
-  readonly prints: (pattern: RegExp) => Promise<string>;
-}
-
-function start(...argv: string[]): Running {
-  const child = spawn(process.execPath, [program, ...argv], {
-    env: { PATH: process.env['PATH'], LANG: 'C', TMPDIR: dir },
-    stdio: ['pipe', 'pipe', 'pipe'],
-  });
-  children.push(child);
-  let [out, err] = ['', ''];
-  const waiting = new Set<() => void>();
-  child.stdout.on('data', (chunk: Buffer) => {
-    out += chunk.toString('latin1');
-    for (const look of waiting) look();
-  });
-  child.stderr.on('data', (chunk: Buffer) => {
-    err += chunk.toString('latin1');
-    for (const look of waiting) look();
-  });
-  const ended = once(child, 'close').then(([code, signal]) => (code ?? signal) as number | string);
-  return {
-    child,
-    out: () => out,
-    err: () => err,
-    ended,
-    prints: (pattern) =>
-      new Promise((resolve, reject) => {
-        const look = (): void => {
-          const found = pattern.exec(out) ?? pattern.exec(err);
-          if (found === null) return;
-          waiting.delete(look);
-          resolve(found[0]);
-        };
-        waiting.add(look);
-        look();
-        void ended.then(() => reject(new Error(`ended without printing ${String(pattern)}: ${out}${err}`)));
-      }),
-  };
-}
-
-const sim = ['--host', 'sim'];
+import { describe, expect, test } from 'vitest';
+import { dir, killAfterTest, program, sim, start } from './processes.js';
 
 describe('migrate and receive', () => {
   test.each(['unix', 'tcp'])('between two processes, over %s', async (kind) => {
@@ -145,7 +79,7 @@ describe('pipes', () => {
   test('save | restore', async () => {
     const save = spawn(process.execPath, [program, 'save', 'a', '-', '--memory', '8M', ...sim]);
     const restore = start('restore', '-', '--check', ...sim);
-    children.push(save);
+    killAfterTest(save);
     save.stdout.pipe(restore.child.stdin as NodeJS.WritableStream);
     expect(await restore.ended, restore.err()).toBe(0);
     expect(restore.out()).toContain('restored pvh guest from the standard input');
