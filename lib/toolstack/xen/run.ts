@@ -1,5 +1,7 @@
-/** Running xl. */
-import { execFile } from 'node:child_process';
+/** Running xl, for what is left to it. */
+import { XenMigrationError } from '../../errors.js';
+import { XlError } from '../xl/error.js';
+import { runXl as run, type XlSettings } from '../xl/run.js';
 
 /** What a program that ended said. */
 export interface Ran {
@@ -7,18 +9,15 @@ export interface Ran {
   readonly stderr: string;
 }
 
-/** Time for `xl destroy`: a large domain's memory is given back step by step. */
-const XL_MS = 300_000;
-const OUTPUT_MAX = 1024 * 1024;
-
-/** Runs xl. Resolves to undefined if this host has none. */
-export function runXl(args: readonly string[]): Promise<Ran | undefined> {
-  return new Promise((resolve) => {
-    execFile('xl', args, { timeout: XL_MS, maxBuffer: OUTPUT_MAX }, (error, _stdout, stderr) => {
-      if (error === null) resolve({ code: 0, stderr });
-      else if (error.code === 'ENOENT') resolve(undefined);
-      else
-        resolve({ code: typeof error.code === 'number' ? error.code : 1, stderr: stderr || error.message });
-    });
-  });
+/** Runs xl. Resolves to undefined if this host has none, and to code 1 if it did not end by itself. */
+export async function runXl(args: readonly string[], settings: XlSettings = {}): Promise<Ran | undefined> {
+  try {
+    const { exitCode, stderr } = await run(args, settings);
+    return { code: exitCode, stderr };
+  } catch (error) {
+    if (!XenMigrationError.is(error)) throw error;
+    if (error.code === 'ERR_XEN_XL_MISSING') return undefined;
+    const said = error instanceof XlError ? error.stderr : undefined;
+    return { code: 1, stderr: said || error.message };
+  }
 }

@@ -51,7 +51,6 @@ describe('running xl', () => {
 
   beforeEach(async () => {
     dir = await mkdtemp(join(tmpdir(), 'xl-'));
-    process.env['PATH'] = dir;
   });
 
   afterEach(async () => {
@@ -59,10 +58,10 @@ describe('running xl', () => {
     await rm(dir, { recursive: true });
   });
 
-  async function install(script: string): Promise<void> {
+  async function install(script: string, folders = path): Promise<void> {
     await writeFile(join(dir, 'xl'), `#!/bin/sh\n${script}\n`);
     await chmod(join(dir, 'xl'), 0o755);
-    process.env['PATH'] = [dir, path].join(delimiter);
+    process.env['PATH'] = [dir, folders].join(delimiter);
   }
 
   it('says what it said, and how it ended', async () => {
@@ -72,9 +71,26 @@ describe('running xl', () => {
     expect(await runXl(['destroy', '5'])).toEqual({ code: 0, stderr: '' });
     await install('kill -9 $$');
     expect(await runXl(['destroy', '5'])).toMatchObject({ code: 1 });
+    await install('echo why >&2; kill -9 $$');
+    expect(await runXl(['destroy', '5'])).toEqual({ code: 1, stderr: 'why\n' });
+  });
+
+  it('fails if it takes too long', async () => {
+    await install('exec sleep 100');
+    expect(await runXl(['destroy', '5'], { commandMs: 1 })).toEqual({
+      code: 1,
+      stderr: 'xl destroy 5 did not end within 1 ms',
+    });
+  });
+
+  it('looks for it where administrators’ programs are, whatever PATH cron has', async () => {
+    await install('echo "$PATH" >&2', '/usr/bin:/bin');
+    // It is looked for in the PATH that it gets.
+    const folders = (await runXl(['help']))?.stderr.trim().split(delimiter);
+    expect(folders).toEqual([dir, '/usr/bin', '/bin', '/usr/local/sbin', '/usr/sbin', '/sbin']);
   });
 
   it('is nothing where there is none', async () => {
-    expect(await runXl(['destroy', '5'])).toBeUndefined();
+    expect(await runXl(['destroy', '5'], { program: join(dir, 'xl') })).toBeUndefined();
   });
 });
