@@ -201,6 +201,23 @@ describe('the helper as a process', () => {
     fs.closeSync(both);
   });
 
+  it.each([
+    ['save', saveArgs, ['complete']],
+    ['restore', restoreArgs, ['restore_results', 'complete']],
+  ])('tells libxl that it cannot %s without the addon, and ends', async (_mode, args, kinds) => {
+    // A package that was never built.
+    const env = { HELPER_KIND: 'hvm', HELPER_ROOT: folder };
+    const fd = fs.openSync('/dev/null', 'r+');
+    const run = start(args, fd, env);
+    expect(await run.ended).toBe(0);
+    fs.closeSync(fd);
+    expect(run.garbage()).toBe(0);
+    expect(kindsOf(run.messages)).toEqual(kinds);
+    expect(completeOf(run.messages)).toMatchObject({ retval: -1, errno: os.constants.errno.ENOSYS });
+    const said = run.messages.flatMap((message) => (message.kind === 'log' ? [message.text] : []));
+    expect(said.join('\n')).toMatch(/addon.*npm rebuild/);
+  });
+
   it('ends when libxl is gone', async () => {
     const name = fifo();
     const both = fs.openSync(name, 'r+');
