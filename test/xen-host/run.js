@@ -207,6 +207,7 @@ async function legacy() {
 /** Fails where the packages cannot be had: a run without the machine proves nothing. */
 async function packages() {
   try {
+    await systemPackages();
     await systemPackages(needed, 'Debian packages for the Xen test machine');
   } catch (error) {
     if (error instanceof StepFailed)
@@ -233,7 +234,6 @@ await main(async () => {
   });
   const bench = values.folder === 'bench';
   checkNode();
-  await systemPackages();
   await packages();
   await npmPackages();
   if (values['no-build'] !== true) {
