@@ -61,6 +61,7 @@ export const scenarios = [
       const [pv, pvh, hvm] = [await t.guest('pv'), await t.guest('pvh'), await t.guest('tiny')];
       await t.xl(['pause', hvm.name]);
       await listed(t, [pv.name, pvh.name, hvm.name]);
+      await listedByXenbus(t);
       await Promise.all([pv.destroy(), hvm.destroy()]);
       await refused(t, pvh);
     },
@@ -98,6 +99,29 @@ async function listed(t, names) {
   same('paused', found[2]?.state[2], 'p');
 }
 
+/** Where xenstored has no socket, as when it runs in a domain of its own: the kernel's device is used then. */
+const noSocket = { XENSTORED_RUNDIR: '/none' };
+
+/**
+ * The same list by way of the kernel's device.
+ *
+ * @param {Context} t
+ */
+async function listedByXenbus(t) {
+  /** @param {Record<string, string>} [env] */
+  const list = async (env) => {
+    const { stdout } = await command(t, ['list', '--json'], env === undefined ? {} : { env });
+    // State and times are of the moment.
+    const rows = /** @type {Row[]} */ (JSON.parse(stdout));
+    return rows.map(({ name, domid, memory, vcpus, kind }) => [name, domid, memory, vcpus, kind]);
+  };
+  const [bySocket, byDevice] = [await list(), await list(noSocket)];
+  if (JSON.stringify(byDevice) !== JSON.stringify(bySocket))
+    throw new Error(`through xenbus ${JSON.stringify(byDevice)}, else ${JSON.stringify(bySocket)}`);
+  const { stdout } = await command(t, ['info', '--json'], { env: noSocket });
+  same('xenstore', JSON.parse(stdout).xenstore.path, '/dev/xen/xenbus');
+}
+
 /**
  * With its exit code, and the guest goes on.
  *
@@ -106,7 +130,8 @@ async function listed(t, names) {
  */
 async function refused(t, guest) {
   const file = t.file('image');
-  await command(t, ['save', '-c', guest.name, file]);
+  // Watches, too, go through the device.
+  await command(t, ['save', '-c', guest.name, file], { env: noSocket });
   const taken = await command(t, ['restore', file], { fails: true });
   if (taken.code !== 1 || !taken.stderr.includes(`has the name "${guest.name}" already`)) {
     throw new Error(`a second guest of the name: ${taken.code} ${taken.stderr}`);
