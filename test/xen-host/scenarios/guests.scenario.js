@@ -3,6 +3,8 @@
  * the same host in both directions, and the command without libxl. After each step the guest shows that it goes on:
  * ticks in a row, and a pass over its memory that finds every word as it was written.
  */
+import fs from 'node:fs';
+import path from 'node:path';
 
 /**
  * @typedef {import('../lib/context.js').Context} Context
@@ -139,6 +141,65 @@ const lives = (type, hypervisor = 'stock') => ({
 });
 
 /**
+ * An environment whose xl only notes that it was called, and fails. A host without xl would take another way where there
+ * are devices; here it is seen that nobody asks.
+ *
+ * @param {Context} t
+ */
+function trap(t) {
+  const folder = t.file('trap');
+  const calls = path.join(folder, 'calls');
+  fs.mkdirSync(folder);
+  fs.writeFileSync(path.join(folder, 'xl'), `#!/bin/sh\necho "$@" >> '${calls}'\nexit 1\n`, { mode: 0o755 });
+  return {
+    env: { PATH: `${folder}:${process.env.PATH}` },
+    assertUnused() {
+      if (fs.existsSync(calls)) throw new Error(`xl was called: ${fs.readFileSync(calls, 'utf8').trim()}`);
+    },
+  };
+}
+
+/**
+ * The vcpus of a PV guest that was restored and did not run yet are in Xen what they are in the stream. Not the basic
+ * state, which holds machine frames.
+ *
+ * @param {Context} t
+ * @param {number} domid
+ * @param {string} file
+ */
+async function sameVcpus(t, domid, file) {
+  const [{ openSource, openXenHost }, { readStream }] = await Promise.all([
+    t.load('index.js'),
+    t.load('stream/index.js'),
+  ]);
+  const host = openXenHost();
+  const source = await openSource(file, { signal: t.signal });
+  const compared = [];
+  try {
+    const domain = await host.openDomain(domid);
+    for await (const event of readStream(source)) {
+      const kind = /^X86_PV_VCPU_(EXTENDED|XSAVE|MSRS)$/.exec(event.name ?? '')?.[1]?.toLowerCase();
+      if (kind === undefined) continue;
+      // vcpu_id, reserved, state
+      const vcpu = Buffer.from(event.body).readUInt32LE(0);
+      const state = Buffer.from(await domain.vcpuState(vcpu, kind));
+      const wanted = Buffer.from(event.body).subarray(8);
+      if (!state.equals(wanted))
+        throw new Error(
+          `${kind} of vcpu ${vcpu}: ${state.toString('hex')}\ninstead of ${wanted.toString('hex')}`,
+        );
+      compared.push(`${kind} of vcpu ${vcpu}, ${wanted.length} bytes`);
+    }
+  } finally {
+    await source.close();
+    await host.close();
+  }
+  t.log(`as in the stream: ${compared.join('; ')}`);
+  if (!compared.some((text) => text.startsWith('xsave')))
+    throw new Error('the stream has no X86_PV_VCPU_XSAVE');
+}
+
+/**
  * `xen-migrate save` and, where it can, `xen-migrate restore`: no libxl on the way.
  *
  * @param {GuestType} type
@@ -150,9 +211,11 @@ const withoutXl = (type) => ({
     const guest = await t.guest(type);
     const file = t.file('image');
     const command = t.bin('xen-migrate');
+    const { env, assertUnused } = trap(t);
 
     let before = guest.lastTick();
-    t.log((await t.run([command, 'save', guest.name, file])).stdout);
+    t.log((await t.run([command, 'save', guest.name, file], { env })).stdout);
+    assertUnused();
     if (await guest.exists()) throw new Error('the guest is still there after xen-migrate save');
     await valid(t, file);
     let mark = guest.mark();
@@ -161,13 +224,19 @@ const withoutXl = (type) => ({
     sameLife(guest, before);
 
     // A snapshot: the guest goes on, where it was and out of the image.
-    t.log((await t.run([command, 'save', '--checkpoint', '--no-live', guest.name, file])).stdout);
+    t.log((await t.run([command, 'save', '--checkpoint', '--no-live', guest.name, file], { env })).stdout);
+    assertUnused();
     await guest.goesOn();
     if (type === 'hvm') return;
 
     await guest.destroy();
     mark = guest.mark();
-    t.log((await t.run([command, 'restore', file])).stdout);
+    t.log((await t.run([command, 'restore', ...(type === 'pv' ? ['--paused'] : []), file], { env })).stdout);
+    assertUnused();
+    if (type === 'pv') {
+      await sameVcpus(t, await guest.domid(), file);
+      await t.xl(['unpause', guest.name]);
+    }
     await guest.goesOn(mark);
     t.log((await t.run([command, 'list'])).stdout);
     // What we built, stock xl can save.
@@ -199,11 +268,13 @@ export const scenarios = [
       const domid = await guest.domid();
       const command = t.bin('xen-migrate');
       const socket = `unix://${t.file('socket')}`;
-      const receiving = t.run([command, 'receive', '--listen', socket, '--once']);
+      const { env, assertUnused } = trap(t);
+      const receiving = t.run([command, 'receive', '--listen', socket, '--once'], { env });
       receiving.catch(() => {});
       await t.sh(`until [ -S '${t.file('socket')}' ]; do sleep 0.3; done`);
-      t.log((await t.run([command, 'migrate', guest.name, socket])).stdout);
+      t.log((await t.run([command, 'migrate', guest.name, socket], { env })).stdout);
       t.log((await receiving).stdout);
+      assertUnused();
       if ((await guest.domid()) === domid) throw new Error(`${guest.name} is still domain ${domid}`);
       await guest.goesOn();
       sameLife(guest, before);
