@@ -85,12 +85,12 @@ async function standingStill(stage) {
     outcomes.push(outcome);
   }
   const { records, pages, differences } = compare(files.stock, files.ours);
+  const others = differences.filter((difference) => !isClock(difference));
+  // For whoever looks for the reason. The tiny guest's are small enough to be always at hand.
+  if (others.length > 0 || stage.guest.type === 'tiny')
+    for (const [helper, file] of Object.entries(files)) t.keep(file, `${stage.guest.type}-${helper}.libxc`);
   const clockWords = differences.filter(isClock).map(({ where }) => where);
-  same(
-    differences.filter((difference) => !isClock(difference)),
-    [],
-    'differences of the streams',
-  );
+  same(others, [], 'differences of the streams');
   t.log(`${records} records, ${pages} entries: equal but for ${clockWords.join(', ') || 'nothing'}`);
   const [stock, ours] = outcomes.map(conversation);
   same(suspendWhereStockDoes(ours ?? []), stock, 'what ours said');
