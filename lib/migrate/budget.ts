@@ -66,12 +66,12 @@ interface Waiter {
  * * During pre-copy, jobs share `maxBytesPerSecond` fairly. What one does not use goes to the others. A job's own
  *   `maxBytesPerSecond` holds besides.
  * * From the request to suspend its guest until the last byte is written, a job is not limited at all, and the pre-copy of
- *   the others is held back: each may send one batch (at most 4 MiB) in ten seconds, so that its receiver does not take
+ *   the others is held back: each may send one batch (at most 4.5 MiB) in ten seconds, so that its receiver does not take
  *   it for stalled. The bytes of the switch-over do not count for the limit.
  * * A guest that was paused or suspended beforehand has no switch-over that anybody would notice: its memory goes like
  *   pre-copy.
  *
- * Keep the limit large enough that every running job can send 4 MiB within the receiver's `stallMs`.
+ * Keep the limit large enough that every running job can send 4.5 MiB within the receiver's `stallMs`.
  */
 export class MigrationBudget implements JobBudget {
   #slots = Infinity;

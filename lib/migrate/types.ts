@@ -58,7 +58,10 @@ export interface MigrateOptions extends Omit<SaveOptions, 'format' | 'afterwards
   readonly peer: Duplex | Reconnect;
   /** What the receiver speaks. Default `auto`: what it greets with. */
   readonly protocol?: MigrationProtocol | 'auto' | undefined;
-  /** The migration's id, a UUID in lower case. Default: a new one. The destination takes each id once. */
+  /**
+   * The migration's id, a UUID in lower case. Default: a new one. The destination refuses one of which a migration is still
+   * open there (`ERR_XEN_MIGRATION_KNOWN`).
+   */
   readonly id?: string | undefined;
   /**
    * Compressions of the stream, best first, of which the receiver chooses the first that it has: `gzip`, `brotli`, `zstd`.

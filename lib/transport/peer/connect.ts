@@ -81,11 +81,8 @@ export async function connectPeer(
     }
     case 'exec':
       return spawnPeer('/bin/sh', ['-c', to.command], { name: shortened(to.command), signal });
-    case 'fd': {
-      const { listens } = await socketKind(to.fd);
-      if (listens) throw new UsageError(`fd ${to.fd} is a socket that listens; a connected one is needed`);
-      return new net.Socket({ fd: to.fd, allowHalfOpen: true });
-    }
+    case 'fd':
+      return inherited(to.fd, options.insecure);
     case 'systemd':
     case 'stdio':
       throw new UsageError(`${peerAddressText(to)} is an address to receive from, not to connect to`);
@@ -93,6 +90,25 @@ export async function connectPeer(
 }
 
 const socketFacts = { noDelay: true, keepAlive: true, keepAliveInitialDelay: KEEP_ALIVE };
+
+/** A connected socket that the parent passed. It is closed if it may not be used. */
+async function inherited(fd: number, insecure: boolean | undefined): Promise<net.Socket> {
+  const { family, listens } = await socketKind(fd);
+  if (listens) throw new UsageError(`fd ${fd} is a socket that listens; a connected one is needed`);
+  const socket = new net.Socket({ fd, allowHalfOpen: true });
+  if (family === 'unix') return socket;
+  try {
+    const { remoteAddress: host, remotePort: port } = socket;
+    if (host === undefined || port === undefined) {
+      throw new PeerError('ERR_XEN_PEER_LOST', `fd ${fd} is a socket that is not connected`);
+    }
+    requirePrivate({ kind: 'tcp', host, port }, insecure);
+    return socket;
+  } catch (error) {
+    socket.destroy();
+    throw error;
+  }
+}
 
 /** Waits until a socket is connected. Destroys it if that fails. */
 async function connected(

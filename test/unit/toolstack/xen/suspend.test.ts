@@ -1,4 +1,5 @@
 /** Suspending guests in three ways, and everything that they do instead. */
+import { statSync } from 'node:fs';
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
@@ -576,6 +577,26 @@ describe('the device model', () => {
     expect(qemu.commands()).toEqual(['stop', 'xen-save-devices-state', 'cont']);
     expect(world.xen.log).toEqual(['shutdown 5 2', 'resume 5 true']);
     expect(await world.files()).toEqual(['qmp-libxl-5']);
+  });
+
+  it('goes on, and its file with its state is removed, when another process resumes its guest', async () => {
+    const qemu = await startQemu();
+    await world.toolstack.suspend(5, { live: true });
+    await until(() => statSync(join(world.dir, 'qemu-save.5')).size === state.length);
+    // That process is killed; this one recovers.
+    await world.successor().resume(5);
+    expect(qemu.commands()).toEqual(['stop', 'xen-save-devices-state', 'cont']);
+    expect(world.xen.log).toEqual(['shutdown 5 2', 'resume 5 true']);
+    expect(await world.files()).toEqual(['qmp-libxl-5']);
+  });
+
+  it('has its file with its state removed when another process destroys its guest', async () => {
+    await startQemu();
+    await world.toolstack.suspend(5, { live: true });
+    await until(() => statSync(join(world.dir, 'qemu-save.5')).size === state.length);
+    await world.successor().destroy(5);
+    expect(world.xen.domains.has(5)).toBe(false);
+    expect(await world.files()).not.toContain('qemu-save.5');
   });
 
   it('tells whether it is a live migration', async () => {

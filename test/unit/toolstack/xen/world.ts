@@ -237,6 +237,8 @@ export interface World extends AsyncDisposable {
   readonly clock: FakeClock;
   readonly evtchn: FakeEvtchn;
   readonly toolstack: XenToolstack;
+  /** A toolstack of another process on the same host, which knows nothing of what this one did. */
+  successor(): XenToolstack;
   /** What xl was run with. */
   readonly xl: string[][];
   /** Processes that were ended, as `pid domid`. */
@@ -258,7 +260,7 @@ export async function makeWorld(options: Partial<XenToolstackOptions> = {}): Pro
   const xl: string[][] = [];
   const ended: string[] = [];
   const qemus: FakeQmp[] = [];
-  const toolstack = new XenToolstack({
+  const parts: XenToolstackOptions = {
     calls: xen.calls,
     openEvtchn: () => evtchn,
     watchReadable: (_fd, callback, keepAlive) => evtchn.watch(callback, keepAlive),
@@ -272,7 +274,9 @@ export async function makeWorld(options: Partial<XenToolstackOptions> = {}): Pro
     },
     endDeviceModel: async (pid, domid) => void ended.push(`${pid} ${domid}`),
     ...options,
-  });
+  };
+  const toolstacks = [new XenToolstack(parts)];
+  const [toolstack] = toolstacks as [XenToolstack];
   return {
     dir,
     xen,
@@ -280,6 +284,11 @@ export async function makeWorld(options: Partial<XenToolstackOptions> = {}): Pro
     clock,
     evtchn,
     toolstack,
+    successor: () => {
+      const other = new XenToolstack(parts);
+      toolstacks.push(other);
+      return other;
+    },
     xl,
     ended,
     files: async () => (await readdir(dir)).filter((name) => name !== 'socket').sort(),
@@ -292,7 +301,7 @@ export async function makeWorld(options: Partial<XenToolstackOptions> = {}): Pro
       return qemu;
     },
     async [Symbol.asyncDispose]() {
-      await toolstack.close();
+      for (const each of toolstacks) await each.close();
       for (const qemu of qemus) await qemu.close();
       await store.close();
       await rm(dir, { recursive: true, force: true });
