@@ -1,5 +1,5 @@
 /** What a sender says when a migration fails by the receiver, or by what the receiver has left unsaid. */
-import { PeerError, XenMigrationError } from '../errors.js';
+import { PeerError, UsageError, XenMigrationError } from '../errors.js';
 import { frameName, FrameType, protocolError, type Frame } from './frames.js';
 import { withLimit } from './limits.js';
 import { peerFailure } from './wire.js';
@@ -32,6 +32,15 @@ export async function accountOf(failure: unknown, answer: Promise<Frame> | undef
   } catch {
     return failure;
   }
+}
+
+/** xl would run it, and say no word of that. */
+export function pausedToXl(domid: number): UsageError {
+  return new UsageError(
+    `domain ${domid} is paused, and ${RECEIVER} is xl, which runs what it receives unless it is started as ` +
+      '`xl migrate-receive -p`: start it so, and say so (peerLeavesPaused, --peer-leaves-paused), or unpause the guest first',
+    { domid },
+  );
 }
 
 /** The receiver was told to run the guest, and nobody knows whether it does. */

@@ -55,6 +55,37 @@ test('a guest that ran is left paused where the receiver wants it so', async () 
   expect(scene.destination.calls).not.toContain('unpause 1');
 });
 
+describe('a paused guest and xl', () => {
+  test.each(['auto', 'xl'] as const)('nothing is sent, as xl would run it (%s)', async (protocol) => {
+    const scene = play({ paused: true, send: { protocol }, receive: { protocol: 'xl' } });
+    // A receiver of xl's protocol says READY before it has heard anything.
+    const { sent } = await endOf(scene);
+    expect(errorOf(sent)).toMatchObject({
+      code: 'ERR_XEN_INVALID_ARGUMENT',
+      guest: { host: 'source', state: 'paused' },
+    });
+    expect(errorOf(sent).message).toMatch(/`xl migrate-receive -p`.*peerLeavesPaused/);
+    expect(scene.ends[0].sent).toBe(0);
+    expect(scene.source.calls).toEqual(['domainConfig 1']);
+    expect(scene.destination.calls).toEqual([]);
+  });
+
+  test.each([true, false])('xl leaves it paused, as the caller promises (paused: %s)', async (paused) => {
+    const send = { peerLeavesPaused: true };
+    const scene = play({ paused, send, receive: { protocol: 'xl', paused: true } });
+    const [sent, received] = await Promise.all([scene.sent, scene.received]);
+    expect(sent).toMatchObject({ value: { peerState: 'paused', peerSoftware: 'xl' } });
+    expect(received).toMatchObject({ value: { state: 'paused' } });
+    expect(scene.destination.domains.get(1)?.paused).toBe(true);
+  });
+
+  test('the promise is nothing to a receiver of this library, who is told', async () => {
+    const { sent, received } = await endOf(play({ send: { peerLeavesPaused: true } }));
+    expect(sent).toMatchObject({ value: { peerState: 'running' } });
+    expect(received).toMatchObject({ value: { state: 'running' } });
+  });
+});
+
 describe('refusals', () => {
   test('the receiver may refuse what is offered, and the sender hears why', async () => {
     const scene = play({
