@@ -141,11 +141,12 @@ class Recovery {
 
   async #destination(note: MigrationNote, what: string): Promise<RecoveryFinding> {
     const { standing, domid, destroyed, started } = await settleReceiver(this.#host, this.#toolstack, note);
-    const of = { ...note, domid };
     if (standing === 'arrived') {
+      const of = { ...note, domid, point: SyncPoint.RUNNING };
       const text = started ? 'had been handed over, and runs here now' : 'had arrived';
       return this.#finding(of, started ? 'started' : 'nothing', `${what} ${text}`);
     }
+    const of = { ...note, domid };
     const text = destroyed ? `its half-built domain ${domid} is gone` : 'it had built nothing';
     return this.#finding(of, destroyed ? 'destroyed' : 'nothing', `${what} was cut short: ${text}`);
   }
