@@ -1,4 +1,4 @@
-/** Putting right what dead processes left of saves, restores and migrations on this host. */
+/** Putting right what dead processes left of saves and migrations on this host. */
 import type { Duplex } from 'node:stream';
 import { debug } from '../debug.js';
 import { errorMessage, throwIfAborted, type GuestWhereabouts } from '../errors.js';
@@ -298,10 +298,7 @@ class Recovery {
   ): Promise<GuestWhereabouts> {
     if (outcome === 'unresolved') return { host: 'unknown', state: 'unknown' };
     const source = role === 'sender' || role === 'save';
-    if (outcome === 'destroyed')
-      return source
-        ? { host: 'destination', state: 'unknown' }
-        : { host: role === 'receiver' ? 'source' : 'none', state: 'unknown' };
+    if (outcome === 'destroyed') return { host: source ? 'destination' : 'source', state: 'unknown' };
     if (domid === undefined) return { host: 'none', state: 'unknown' };
     const place = await whereaboutsOf(this.#host, domid);
     if (source || place.host !== 'source') return place;
@@ -311,7 +308,6 @@ class Recovery {
 
 const NAMES: Readonly<Record<MigrationNote['role'], string>> = {
   save: 'a save',
-  restore: 'a restore',
   sender: 'a migration from here',
   receiver: 'a migration to here',
 };

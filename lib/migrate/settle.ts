@@ -85,7 +85,7 @@ async function letRun(
 /** By its number, or by the name that it was to be built under. */
 async function domainOf(toolstack: Toolstack, note: MigrationNote): Promise<number | undefined> {
   if (note.domid !== undefined) return note.domid;
-  if (note.role === 'restore' || note.point < SyncPoint.READY || note.name === undefined) return undefined;
+  if (note.point < SyncPoint.READY || note.name === undefined) return undefined;
   const name = note.name.endsWith(INCOMING) ? note.name : note.name + INCOMING;
   return toolstack.findByName?.(name);
 }
