@@ -378,7 +378,12 @@ class Sender {
     }
     if (rule === 'keep-suspended' && !this.#handedBack) {
       await this.#note?.abandon();
-      return unknownHandover(error, this.#options.domid, this.#session.id);
+      return unknownHandover(error, {
+        domid: this.#options.domid,
+        id: this.#session.id,
+        askable: this.#wire?.protocol !== 'xl',
+        noted: this.#toolstack.notes !== undefined,
+      });
     }
 
     this.#control.enter('cleanup');

@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { PeerError } from '../../../lib/errors.js';
+import { unknownHandover } from '../../../lib/migrate/sender-errors.js';
 import type { ByteSource } from '../../../lib/transport/types.js';
 import { fakeRestore, streamLength } from './fakes.js';
 import { endOf, errorOf, ID, MEMORY, play } from './scene.js';
@@ -132,6 +133,11 @@ describe('refusals', () => {
     scene.destination.failing.add('unpause').add('destroy');
     const [sent, received] = [errorOf(await scene.sent), errorOf(await scene.received)];
     expect(sent).toMatchObject({ code: 'ERR_XEN_HANDOVER_UNKNOWN', guest: { host: 'unknown' } });
+    // This host keeps no notes.
+    expect(sent.message).toContain(
+      'destroy domain 1 here; if it certainly is not, resume domain 1 (migration',
+    );
+    expect(sent.message).not.toContain('xen-migrate recover');
     expect(received).toMatchObject({ syscall: 'unpause', guest: { host: 'unknown' } });
     expect(received.cleanupErrors).toHaveLength(1);
     expect(scene.guest.suspended).toBe(true);
@@ -162,6 +168,15 @@ test('a receiver that believes to be done too early is not given the guest', asy
     code: 'ERR_XEN_PEER_PROTOCOL',
     message: `the receiver says that the stream had ${streamLength(MEMORY) - 1} bytes, but ${streamLength(MEMORY)} were sent`,
   });
+});
+
+test.each([true, false])('a handover that is not known names the ways out (can be asked: %s)', (askable) => {
+  const lost = new PeerError('ERR_XEN_PEER_LOST', 'it is gone');
+  const { message } = unknownHandover(lost, { domid: 7, id: ID, askable, noted: true });
+  expect(message.includes('Once the destination can be asked, `xen-migrate recover`')).toBe(askable);
+  expect(message).toMatch(/. [Ii]f the guest is there, /);
+  expect(message).toContain(`\`xen-migrate recover --destroy ${ID}\` or \`xl destroy 7\``);
+  expect(message).toContain(`if it certainly is not, \`xen-migrate recover --resume ${ID}\``);
 });
 
 describe('failures at the source', () => {
