@@ -59,7 +59,7 @@ export const commands: readonly CommandEntry[] = [
   },
   {
     name: 'recover',
-    summary: 'puts right what killed saves, restores and migrations left behind',
+    summary: 'puts right what killed saves and migrations left behind',
     load: async () => (await import('./recover.js')).recover,
   },
 ];

@@ -20,6 +20,7 @@ export interface Guest {
   readonly pages: number;
   /** `pvh guest, 512 MiB, 1 vcpu`. */
   readonly about: string;
+  readonly paused: boolean;
   /** Why a live save or migration cannot be had here, if that is known beforehand. */
   readonly notLive: string | undefined;
 }
@@ -28,7 +29,14 @@ export interface Guest {
 export async function takeGuest(open: OpenHost, plan: GuestPlan, operand: string): Promise<Guest> {
   if (open.kind === 'xen') return findGuest(open.xen, operand);
   const { domid } = await createGuest(open.host, plan, operand);
-  return { domid, name: operand, pages: plan.memory / 4096, about: planText(plan), notLive: undefined };
+  return {
+    domid,
+    name: operand,
+    pages: plan.memory / 4096,
+    about: planText(plan),
+    paused: false,
+    notLive: undefined,
+  };
 }
 
 async function findGuest(xen: XenSide, operand: string): Promise<Guest> {
@@ -47,6 +55,7 @@ async function findGuest(xen: XenSide, operand: string): Promise<Guest> {
     name: printable(name),
     pages: info.totPages,
     about,
+    paused: info.paused,
     notLive: noShadow
       ? 'this hypervisor has no shadow paging and cannot tell which pages a PV guest writes'
       : undefined,

@@ -8,6 +8,7 @@ import {
   connectPeer,
   parsePeerAddress,
   peerAddressText,
+  REMOTE_COMMAND,
   requirePrivate,
   type ConnectOptions,
 } from '../transport/peer/index.js';
@@ -38,10 +39,14 @@ Live-migrates a guest to a receiver: xen-migrate receive on another host or in a
 ${simGuestHelp(MEMORY)}
 ${limitHelp}  --no-live             stop the guest first, then send its memory
   --timeout TIME        give up, guest still here, if it has not arrived within this, for instance 10m
-  --id UUID             the migration's id: a destination takes each once, so that a try again makes no second guest
+  --id UUID             the migration's id: a destination where it is still open refuses it, so that a try again
+                        makes no second guest
 
   --ssh COMMAND         the ssh to use, with its options (default: $XEN_MIGRATE_SSH, or ssh)
-  --remote-command CMD  what ssh runs there (default "xl migrate-receive"; "xen-migrate receive --stdio")
+  --remote-command CMD  what ssh runs there (default "xl migrate-receive", with -p if the guest is paused;
+                        "xen-migrate receive --stdio")
+  --peer-leaves-paused  the receiver is xl migrate-receive -p, which leaves the guest paused: needed for a paused
+                        guest if --remote-command or exec: starts an xl
   --protocol PROTOCOL   auto (default): what the receiver greets with; xen-migration; xl
   --compress NAMES      offer to compress: zstd, brotli or gzip, best first: NAME[,NAME]
 ${tlsHelp}  --tls-name NAME       the name that the receiver's certificate must have (default: HOST)
@@ -67,6 +72,7 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
       'tls-name': { type: 'string' },
       ssh: { type: 'string' },
       'remote-command': { type: 'string' },
+      'peer-leaves-paused': { type: 'boolean' },
       protocol: { type: 'string' },
       compress: { type: 'string' },
       insecure: { type: 'boolean' },
@@ -79,7 +85,7 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
     throw new UsageError('--id must be a UUID in lower case');
   requirePrivate(address, values.insecure);
   const where = peerAddressText(address);
-  const connect: ConnectOptions = {
+  const asked: ConnectOptions = {
     tls: tlsFrom(values, { serverName: values['tls-name'] }, address),
     insecure: values.insecure,
     sshCommand: values.ssh ?? io.env['XEN_MIGRATE_SSH'],
@@ -95,11 +101,16 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
   const open = await openHost(values, Object.keys(simGuestOptions), plan.seed, io);
   const { host } = open;
   try {
-    const { domid, name, pages, about, notLive } = await takeGuest(open, plan, operand);
+    const { domid, name, pages, about, paused, notLive } = await takeGuest(open, plan, operand);
     const live = values['no-live'] !== true;
     if (live && notLive !== undefined) {
       throw new UsageError(`${notLive}; with --no-live it stands still while its memory is sent`);
     }
+    // Where the command is ours to choose, a paused guest stays so.
+    const oursToChoose = address.kind === 'ssh' && asked.remoteCommand === undefined;
+    const peerLeavesPaused = values['peer-leaves-paused'] === true || (oursToChoose && paused);
+    const connect =
+      oursToChoose && peerLeavesPaused ? { ...asked, remoteCommand: `${REMOTE_COMMAND} -p` } : asked;
     const peer = await connectPeer(address, { ...connect, signal });
     if (!json) printLines(io.stderr, [`sending ${name} to ${where}: ${about}`]);
     const view = json ? noView : new LiveView(io, pages);
@@ -108,6 +119,7 @@ async function run(argv: readonly string[], io: CommandIo, signal: AbortSignal):
       id: values.id,
       peer,
       protocol,
+      peerLeavesPaused,
       compression,
       // An inherited socket is there once.
       ...(address.kind === 'fd'

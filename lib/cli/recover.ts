@@ -1,4 +1,4 @@
-/** `xen-migrate recover`: puts right what dead processes left of saves, restores and migrations. */
+/** `xen-migrate recover`: puts right what dead processes left of saves and migrations. */
 import { printable } from '../bytes/printable.js';
 import { errorMessage, UsageError } from '../errors.js';
 import { recover as recoverHost, type RecoveryFinding, type RecoveryOutcome } from '../migrate/recover.js';
@@ -125,7 +125,7 @@ function exitCodeOf(findings: readonly RecoveryFinding[]): number {
 
 export const recover: Command = {
   name: 'recover',
-  summary: 'puts right what killed saves, restores and migrations left behind',
+  summary: 'puts right what killed saves and migrations left behind',
   help,
   run,
 };

@@ -13,17 +13,22 @@ export type MigrationProtocol = 'xen-migration' | 'xl';
 /** The `x` of `xl migration receiver ready, …`. */
 const XL_BANNER_FIRST = 0x78;
 
-/** A sender's end of a connection that stands. By default whatever the receiver greets with is spoken. */
+/**
+ * A sender's end of a connection that stands. By default whatever the receiver greets with is spoken.
+ *
+ * @param leavesPaused Of a receiver that is xl: it was started with -p
+ */
 export async function openSenderWire(
   peer: Duplex,
   wanted: MigrationProtocol | 'auto' = 'auto',
+  leavesPaused = false,
   signal?: AbortSignal,
 ): Promise<MigrationWire> {
   if (peer.readableObjectMode || peer.writableObjectMode) {
     throw new UsageError('a stream of objects cannot be a connection');
   }
   const protocol = wanted === 'auto' ? await protocolOf(peer, otherEnd('sender'), signal) : wanted;
-  return protocol === 'xl' ? new XlSenderWire(peer) : new Wire(peer, 'sender');
+  return protocol === 'xl' ? new XlSenderWire(peer, leavesPaused) : new Wire(peer, 'sender');
 }
 
 /** A receiver's end of a connection. Who receives greets first, so that it has to be told what to speak. */

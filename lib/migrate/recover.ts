@@ -1,4 +1,4 @@
-/** Putting right what dead processes left of saves, restores and migrations on this host. */
+/** Putting right what dead processes left of saves and migrations on this host. */
 import type { Duplex } from 'node:stream';
 import { debug } from '../debug.js';
 import { errorMessage, throwIfAborted, type GuestWhereabouts } from '../errors.js';
@@ -44,7 +44,7 @@ export interface RecoverOptions {
 /**
  * What became of one finding.
  *
- * - `resumed`: the guest goes on here, log-dirty is off
+ * - `resumed`: the guest goes on here, or is paused as it was; log-dirty is off
  * - `destroyed`: the copy here is gone; of a source's, because the guest is at the destination
  * - `started`: the guest was handed over to this host, and runs here now
  * - `nothing`: there was nothing left to do; the note is gone
@@ -141,11 +141,12 @@ class Recovery {
 
   async #destination(note: MigrationNote, what: string): Promise<RecoveryFinding> {
     const { standing, domid, destroyed, started } = await settleReceiver(this.#host, this.#toolstack, note);
-    const of = { ...note, domid };
     if (standing === 'arrived') {
+      const of = { ...note, domid, point: SyncPoint.RUNNING };
       const text = started ? 'had been handed over, and runs here now' : 'had arrived';
       return this.#finding(of, started ? 'started' : 'nothing', `${what} ${text}`);
     }
+    const of = { ...note, domid };
     const text = destroyed ? `its half-built domain ${domid} is gone` : 'it had built nothing';
     return this.#finding(of, destroyed ? 'destroyed' : 'nothing', `${what} was cut short: ${text}`);
   }
@@ -219,26 +220,41 @@ class Recovery {
       await domain.close();
     }
     await toolstack.setDeviceModelLogDirty(domid, false);
-    const resumed = !note.suspended && (await this.#resume(domid));
+    const resumed = await this.#asBefore(note, domid);
     const name = await toolstack.nameOf?.(domid);
     if (name?.endsWith(MIGRATED_AWAY) === true)
       await toolstack.rename?.(domid, name.slice(0, -MIGRATED_AWAY.length));
     await taken.close();
-    const text = resumed ? 'its guest stood still and goes on here' : 'its guest goes on here as before';
+    const stood = resumed ? 'its guest stood still and ' : 'its guest ';
+    const does = note.paused
+      ? 'is here, paused as before'
+      : resumed
+        ? 'goes on here'
+        : 'goes on here as before';
+    const text = stood + does;
     return this.#finding(note, 'resumed', `${what} was cut short: ${text}`);
   }
 
-  /** True if it was suspended. One that is not yet may have been asked to be. */
-  async #resume(domid: number): Promise<boolean> {
+  /** Resumes a guest that was suspended since, and pauses one that was let run for that. True if it was resumed. */
+  async #asBefore(note: MigrationNote, domid: number): Promise<boolean> {
+    let info = note.suspended ? await lookAt(this.#host, domid) : await this.#watch(domid);
+    if (info !== undefined && note.paused && !info.paused && (isSuspended(info) || !info.shutdown)) {
+      // Before it is resumed: it is not to run.
+      await this.#toolstack.pause(domid);
+      info = await lookAt(this.#host, domid);
+    }
+    if (note.suspended || info === undefined || !isSuspended(info)) return false;
+    await this.#toolstack.resume(domid);
+    return true;
+  }
+
+  /** The guest as it is once it has suspended, or long enough has not: it may have been asked to. */
+  async #watch(domid: number): Promise<DomainInfo | undefined> {
     const { watchMs = WATCH_MS, signal } = this.#options;
     for (let left = watchMs; ; left -= WATCH_STEP_MS) {
-      const info: DomainInfo | undefined = await lookAt(this.#host, domid);
-      if (info === undefined) return false;
-      if (isSuspended(info)) {
-        await this.#toolstack.resume(domid);
-        return true;
-      }
-      if (left <= 0 || info.shutdown) return false;
+      const info = await lookAt(this.#host, domid);
+      // One that is paused does nothing.
+      if (info === undefined || info.shutdown || info.paused || left <= 0) return info;
       await sleep(Math.min(left, WATCH_STEP_MS), signal);
       throwIfAborted(signal, 'recover', domid);
     }
@@ -282,10 +298,7 @@ class Recovery {
   ): Promise<GuestWhereabouts> {
     if (outcome === 'unresolved') return { host: 'unknown', state: 'unknown' };
     const source = role === 'sender' || role === 'save';
-    if (outcome === 'destroyed')
-      return source
-        ? { host: 'destination', state: 'unknown' }
-        : { host: role === 'receiver' ? 'source' : 'none', state: 'unknown' };
+    if (outcome === 'destroyed') return { host: source ? 'destination' : 'source', state: 'unknown' };
     if (domid === undefined) return { host: 'none', state: 'unknown' };
     const place = await whereaboutsOf(this.#host, domid);
     if (source || place.host !== 'source') return place;
@@ -295,7 +308,6 @@ class Recovery {
 
 const NAMES: Readonly<Record<MigrationNote['role'], string>> = {
   save: 'a save',
-  restore: 'a restore',
   sender: 'a migration from here',
   receiver: 'a migration to here',
 };

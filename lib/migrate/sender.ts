@@ -29,7 +29,7 @@ import { fullTimeouts, msText, startTimer, StreamSink, withLimit, type FullTimeo
 import { MIGRATED_AWAY, nameIn } from './naming.js';
 import { Note, refuseOpenMatter } from '../toolstack/note.js';
 import { openSenderWire } from './open-wire.js';
-import { accountOf, RECEIVER, unexpectedFrame, unknownHandover } from './sender-errors.js';
+import { accountOf, pausedToXl, RECEIVER, unexpectedFrame, unknownHandover } from './sender-errors.js';
 import { Session, SyncPoint } from './session.js';
 import type { MigrateOptions, MigrateResult } from './types.js';
 import { asOurs, readInfo, whereaboutsOf } from './whereabouts.js';
@@ -165,13 +165,18 @@ class Sender {
   async #connect(): Promise<MigrationWire> {
     const { signal } = this.#control;
     const { connectMs, helloMs } = this.#timeouts;
-    const { peer, protocol } = this.#options;
+    const { peer, protocol, peerLeavesPaused } = this.#options;
     await withLimit('connect', connectMs, `${RECEIVER} could not be connected`, signal, (s) =>
       connected(peer, RECEIVER, s),
     );
     const what = `${RECEIVER} did not greet`;
-    const wire = await withLimit('hello', helloMs, what, signal, (s) => openSenderWire(peer, protocol, s));
+    const wire = await withLimit('hello', helloMs, what, signal, (s) =>
+      openSenderWire(peer, protocol, peerLeavesPaused, s),
+    );
     this.#wire = wire;
+    if (wire.protocol === 'xl' && this.#info?.paused === true && peerLeavesPaused !== true) {
+      throw pausedToXl(this.#options.domid);
+    }
     return wire;
   }
 
@@ -373,7 +378,12 @@ class Sender {
     }
     if (rule === 'keep-suspended' && !this.#handedBack) {
       await this.#note?.abandon();
-      return unknownHandover(error, this.#options.domid, this.#session.id);
+      return unknownHandover(error, {
+        domid: this.#options.domid,
+        id: this.#session.id,
+        askable: this.#wire?.protocol !== 'xl',
+        noted: this.#toolstack.notes !== undefined,
+      });
     }
 
     this.#control.enter('cleanup');
@@ -436,6 +446,7 @@ function saveOptionsOf(options: SenderOptions): SaveOptions {
     id: _id,
     timeouts: _timeouts,
     protocol: _protocol,
+    peerLeavesPaused: _peerLeavesPaused,
     compression: _compression,
     reconnect: _reconnect,
     reconnectTo: _reconnectTo,

@@ -1,6 +1,10 @@
 /**
  * Putting right what a receiver left behind whose process died: the rules of docs/reference/handshake.md for the point
  * that its note says. Up to RESTORED the copy goes; from YOURS on the guest is to run here.
+ *
+ * A note may lag behind: a guest that was handed over is run also if that cannot be noted. But a domain is built paused,
+ * by xl too (`xl restore -p`), and let go after YOURS alone. One that is not paused therefore has arrived, whatever its
+ * note says and whether or not it has shut down since: its source must not run an old copy.
  */
 import { Errno } from '../abi/errno.js';
 import { debug } from '../debug.js';
@@ -41,7 +45,8 @@ export async function settleReceiver(
   try {
     const domid = await domainOf(toolstack, note);
     const info = domid === undefined ? undefined : await lookAt(host, domid);
-    if (note.point < SyncPoint.YOURS) {
+    const ran = info !== undefined && !info.paused;
+    if (note.point < SyncPoint.YOURS && !ran) {
       const destroyed = domid !== undefined && info !== undefined;
       if (destroyed) await toolstack.destroy(domid);
       await taken?.close();
@@ -80,7 +85,7 @@ async function letRun(
 /** By its number, or by the name that it was to be built under. */
 async function domainOf(toolstack: Toolstack, note: MigrationNote): Promise<number | undefined> {
   if (note.domid !== undefined) return note.domid;
-  if (note.role === 'restore' || note.point < SyncPoint.READY || note.name === undefined) return undefined;
+  if (note.point < SyncPoint.READY || note.name === undefined) return undefined;
   const name = note.name.endsWith(INCOMING) ? note.name : note.name + INCOMING;
   return toolstack.findByName?.(name);
 }

@@ -59,6 +59,12 @@ export interface MigrateOptions extends Omit<SaveOptions, 'format' | 'afterwards
   /** What the receiver speaks. Default `auto`: what it greets with. */
   readonly protocol?: MigrationProtocol | 'auto' | undefined;
   /**
+   * A promise: if the receiver is xl, it was started as `xl migrate-receive -p`, which leaves the guest paused. xl cannot be
+   * told by word, and would run it; so without this promise a guest that is paused is not sent to xl. Receivers of this
+   * library are told what the guest was. Default false.
+   */
+  readonly peerLeavesPaused?: boolean | undefined;
+  /**
    * The migration's id, a UUID in lower case. Default: a new one. The destination refuses one of which a migration is still
    * open there (`ERR_XEN_MIGRATION_KNOWN`).
    */
@@ -83,7 +89,7 @@ export interface MigrateResult extends SaveResult {
   readonly id: string;
   /** The guest's domid at the destination; undefined if that does not say, as xl. */
   readonly peerDomid: number | undefined;
-  /** What it does there: `paused` if it was paused here, or the receiver wants it so. */
+  /** What it does there: `paused` if it was paused here, or the receiver wants it so; of xl as `peerLeavesPaused` says. */
   readonly peerState: 'running' | 'paused';
   /** Name and version of the receiver's software. */
   readonly peerSoftware: string;

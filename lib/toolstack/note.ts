@@ -80,7 +80,7 @@ export class Note {
  */
 export async function refuseOpenMatter(notes: NoteStore | undefined, domid: number): Promise<void> {
   for (const note of (await notes?.list()) ?? []) {
-    if (note.domid !== domid || note.role === 'receiver' || note.role === 'restore') continue;
+    if (note.domid !== domid || note.role === 'receiver') continue;
     if ((await notes?.isAlive(note.owner)) === true) continue;
     const what = note.role === 'sender' ? `migration ${note.id}` : 'a save';
     throw new UsageError(

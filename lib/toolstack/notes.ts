@@ -4,12 +4,12 @@
  */
 
 /** What a process was doing to a guest. */
-export type NoteRole = 'save' | 'restore' | 'sender' | 'receiver';
+export type NoteRole = 'save' | 'sender' | 'receiver';
 
 /** One operation on one guest, at one of its ends. */
 export interface MigrationNote {
   readonly role: NoteRole;
-  /** The migration's id; of a save or restore a UUID of its own. With the role it names the note. */
+  /** The migration's id; of a save a UUID of its own. With the role it names the note. */
   readonly id: string;
   /** Who is at it, as `NoteStore.self` says; empty once nobody is, and the matter is still open. */
   readonly owner: string;
@@ -17,7 +17,7 @@ export interface MigrationNote {
   readonly domid: number | undefined;
   /** The guest's name, if it has one, without any ending. */
   readonly name: string | undefined;
-  /** The synchronisation point that was passed last (`SyncPoint`); 2 for a save or restore under way. */
+  /** The synchronisation point that was passed last (`SyncPoint`); 2 for a save under way. */
   readonly point: number;
   /** The guest was paused, or is to be, when all is over. */
   readonly paused: boolean;
@@ -68,7 +68,7 @@ export function encodeNote(note: MigrationNote): string {
   return JSON.stringify(note);
 }
 
-const ROLES: readonly unknown[] = ['save', 'restore', 'sender', 'receiver'];
+const ROLES: readonly unknown[] = ['save', 'sender', 'receiver'];
 
 /** Reads a note. Undefined if the text is none: xenstore is written by others, too. */
 export function decodeNote(text: string): MigrationNote | undefined {

@@ -1,13 +1,15 @@
 /**
  * Either end of a migration is killed at each of its calls to its host, before and after the call; then both hosts are
  * recovered, in either order, once by a process that is killed itself at each of its calls. Afterwards exactly one copy
- * of the guest runs, its memory is whole, log-dirty is off, and no note is open.
+ * of the guest runs, or is paused if it was, its memory is whole, log-dirty is off, and no note is open. The same of a save.
  */
+import { Writable } from 'node:stream';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { DomainInfo } from '../../lib/host/host.js';
 import { SimulatedHost } from '../../lib/host/simulated/host.js';
 import { startMigrate, startReceive } from '../../lib/migrate/migrate.js';
 import { recover, type RecoveryFinding } from '../../lib/migrate/recover.js';
+import { startSave } from '../../lib/save/save.js';
 import { duplexPair } from '../unit/migrate/fakes.js';
 import { Mortal, type Death } from './mortal.js';
 
@@ -22,6 +24,7 @@ class Ground {
   ] as const;
   #at: 0 | 1 = 0;
   #domid = 0;
+  #paused = false;
   #processes = 0;
 
   get source(): SimulatedHost {
@@ -32,10 +35,12 @@ class Ground {
     return this.hosts[1 - this.#at] as SimulatedHost;
   }
 
-  async begin(kind: 'pvh' | 'hvm'): Promise<void> {
+  async begin(kind: 'pvh' | 'hvm', paused: boolean): Promise<void> {
     const workload = { kind: 'hot-set', rate: 500 } as const;
     const guest = await this.source.createGuest({ kind, memory: 1 << 20, seed: 3, name: 'web1', workload });
     this.#domid = guest.domid;
+    this.#paused = paused;
+    if (paused) await this.source.toolstack.pause(this.#domid);
   }
 
   async close(): Promise<void> {
@@ -65,6 +70,20 @@ class Ground {
       Promise.race([job.result.catch((error: unknown) => error), process.died]);
     await Promise.all([over(sent, sender), over(received, receiver)]);
     return { sender, receiver };
+  }
+
+  /** A save, its guest going on afterwards, in which the process dies. */
+  async save(death?: Death): Promise<Mortal> {
+    const process = this.process(this.source, death);
+    const to = new Writable({ write: (_bytes, _encoding, done) => done() });
+    const { result } = startSave(process.host, {
+      domid: this.#domid,
+      to,
+      afterwards: 'resume',
+      maxIterations: 2,
+    });
+    await Promise.race([result.catch((error: unknown) => error), process.died]);
+    return process;
   }
 
   /** Each host by a process of its own. */
@@ -101,13 +120,15 @@ class Ground {
     const text = `${what}: ${JSON.stringify([here, there].map((side) => side.map(({ domid, paused, shutdown }) => ({ domid, paused, shutdown }))))}`;
     expect(here.length + there.length, text).toBe(1);
     const [info] = [...here, ...there];
-    expect([info?.paused, info?.shutdown], text).toEqual([false, false]);
+    expect([info?.paused, info?.shutdown], text).toEqual([this.#paused, false]);
     const place = here.length === 1 ? 'source' : 'destination';
     if (place === 'destination') this.#at = (1 - this.#at) as 0 | 1;
     this.#domid = info?.domid as number;
     const guest = this.source.guest(this.#domid);
-    expect(guest.stats().running, text).toBe(true);
+    expect(guest.stats().running, text).toBe(!this.#paused);
+    if (this.#paused) await this.source.toolstack.unpause(this.#domid);
     expect(await guest.check(), text).toMatchObject({ errors: 0 });
+    if (this.#paused) await this.source.toolstack.pause(this.#domid);
     expect(await this.source.toolstack.nameOf(this.#domid), text).toBe('web1');
     const { state } = this.source.inspect(this.#domid);
     expect(state.logDirty.enabled, text).toBe(false);
@@ -124,12 +145,27 @@ class Ground {
   }
 }
 
-describe.each(['pvh', 'hvm'] as const)('%s', (kind) => {
+/** One of each run of equal calls, and all about the handover: a batch more or less makes no difference. */
+function deathsIn(calls: readonly string[]): Death[] {
+  return calls.flatMap((call, i) =>
+    call === calls[i - 1] && call === calls[i + 1]
+      ? []
+      : (['before', 'after'] as const).map((when) => ({ at: i + 1, when })),
+  );
+}
+
+const guests = [
+  ['pvh', 'running'],
+  ['hvm', 'running'],
+  ['pvh', 'paused'],
+] as const;
+
+describe.each(guests)('%s, %s', (kind, state) => {
   const ground = new Ground();
   let calls: Record<Side, string[]>;
 
   beforeAll(async () => {
-    await ground.begin(kind);
+    await ground.begin(kind, state === 'paused');
     const clean = await ground.migrate(undefined);
     calls = { sender: clean.sender.calls, receiver: clean.receiver.calls };
     expect(await ground.judge('clean run')).toBe('destination');
@@ -137,15 +173,7 @@ describe.each(['pvh', 'hvm'] as const)('%s', (kind) => {
 
   afterAll(() => ground.close());
 
-  /** One of each run of equal calls, and all about the handover: a batch more or less makes no difference. */
-  function deaths(side: Side): Death[] {
-    const list = calls[side];
-    return list.flatMap((call, i) =>
-      call === list[i - 1] && call === list[i + 1]
-        ? []
-        : (['before', 'after'] as const).map((when) => ({ at: i + 1, when })),
-    );
-  }
+  const deaths = (side: Side): Death[] => deathsIn(calls[side]);
 
   test.each<[Side, Order]>([
     ['sender', 'source first'],
@@ -180,5 +208,35 @@ describe.each(['pvh', 'hvm'] as const)('%s', (kind) => {
       await ground.recover(order);
       await ground.judge(what);
     }
+  });
+});
+
+describe.each(guests)('a save of a guest: %s, %s', (kind, state) => {
+  const ground = new Ground();
+  afterAll(() => ground.close());
+
+  test('its process is killed at each call, and who recovers it too', async () => {
+    await ground.begin(kind, state === 'paused');
+    const { calls } = await ground.save();
+    expect(calls).toContain('toolstack.suspend');
+    expect(await ground.judge('clean run')).toBe('source');
+    const outcomes = new Set<string>();
+    for (const [i, death] of deathsIn(calls).entries()) {
+      const process = await ground.save(death);
+      const what = `killed ${death.when} ${process.death ?? 'nothing'}`;
+      for (const at of i % 2 === 0 ? [2 + (i % 7)] : [])
+        await ground.recover('source first', { at, when: 'after' });
+      const findings = await ground.recover('source first');
+      for (const { role, outcome, message } of findings) {
+        expect([role, outcome], what).toEqual(['save', 'resumed']);
+        outcomes.add(message.replace(/^.*: /, ''));
+      }
+      expect(await ground.judge(`${what}: ${JSON.stringify(findings)}`)).toBe('source');
+    }
+    expect([...outcomes].sort()).toEqual(
+      state === 'paused'
+        ? ['its guest is here, paused as before', 'its guest stood still and is here, paused as before']
+        : ['its guest goes on here as before', 'its guest stood still and goes on here'],
+    );
   });
 });

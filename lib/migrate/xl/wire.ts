@@ -86,19 +86,21 @@ export class XlSenderWire extends XlWire {
   /** What is heard next. */
   #next: 'banner' | 'ready' | 'report' | 'end' = 'banner';
   #id = '';
-  /** Whether the guest shall stay paused, which `xl migrate-receive` knows by its option -p alone. */
-  #paused = false;
+  readonly #leavesPaused: boolean;
 
-  /** @param peer The connection to `xl migrate-receive`: standard input and output of the command that runs it */
-  constructor(peer: Duplex) {
+  /**
+   * @param peer The connection to `xl migrate-receive`: standard input and output of the command that runs it
+   * @param leavesPaused It was started with -p, as the caller says: xl is told, and tells, nothing of it
+   */
+  constructor(peer: Duplex, leavesPaused = false) {
     super(peer, 'sender');
+    this.#leavesPaused = leavesPaused;
   }
 
   async send(frame: Frame): Promise<void> {
     switch (frame.type) {
       case FrameType.HELLO:
         this.#id = frame.offer.id;
-        this.#paused = frame.offer.paused;
         return;
       case FrameType.YOURS:
         return this.say('permission');
@@ -147,7 +149,7 @@ export class XlSenderWire extends XlWire {
   async #reported(status: number, signal: AbortSignal | undefined): Promise<Frame> {
     const { line } = this;
     if (status === XL_STATUS_OK) {
-      const state = this.#paused ? 'paused' : 'running';
+      const state = this.#leavesPaused ? 'paused' : 'running';
       return { type: FrameType.RUNNING, domid: undefined, state };
     }
     const why = `it could not start the guest (${statusText(status)})`;

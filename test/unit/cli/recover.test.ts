@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { answerQuery } from '../../../lib/migrate/answer.js';
 import type { MigrationNote } from '../../../lib/toolstack/notes.js';
 import { run, testIo } from './io.js';
 import { FakeXen } from './xen.js';
@@ -121,7 +122,7 @@ describe('a guest that was handed over', () => {
     const receiver = testIo({ openXen: there.openXen });
     const stop = new AbortController();
     const ended = run(['receive', '--listen', path.join(dir, 'socket')], receiver, stop.signal);
-    await expect.poll(() => receiver.stdout.text).toContain('listening');
+    await expect.poll(() => receiver.stdout.text, { timeout: 20_000 }).toContain('listening');
     const { code, out } = await xm('recover', '--json');
     expect(code).toBe(0);
     expect(JSON.parse(out)).toMatchObject([
@@ -151,6 +152,42 @@ test('a half-built domain goes; what a living process is at, and what is not our
   const left = (await xen.sim.listDomains()).map((info) => info.domid);
   expect(left).not.toContain(half);
   expect(left).toEqual([domid, strange]);
+});
+
+describe('a guest that came here, and its process died when it could not note that it was handed over', () => {
+  beforeEach(async () => {
+    await xen.sim.toolstack.rename(domid, 'web1--incoming');
+    await leave({ role: 'receiver', point: 2 });
+  });
+
+  test('it runs: it has arrived, and stays', async () => {
+    const { code, out } = await xm('recover', '--json');
+    expect(code).toBe(0);
+    expect(JSON.parse(out)).toMatchObject([
+      { role: 'receiver', domid, outcome: 'nothing', guest: { host: 'destination', state: 'running' } },
+    ]);
+    expect(await xen.sim.listDomains()).toMatchObject([{ domid, paused: false, shutdown: false }]);
+    expect(await xen.sim.toolstack.nameOf(domid)).toBe('web1');
+    expect(await xen.sim.toolstack.notes.list()).toMatchObject([{ role: 'receiver', point: 6, owner: '' }]);
+    expect(await xm('recover')).toMatchObject({ code: 0, out: 'nothing was left behind\n' });
+  });
+
+  test.each([false, true])('its source, which asks, hears so (shut down since: %s)', async (down) => {
+    if (down) await xen.sim.toolstack.suspend(domid, { live: true });
+    const { toolstack } = xen.sim;
+    expect(await answerQuery(xen.sim, toolstack, ID)).toEqual({
+      standing: 'arrived',
+      domid,
+      state: 'running',
+    });
+    expect(await xen.sim.listDomains()).toMatchObject([{ domid, shutdown: down }]);
+  });
+
+  test('it is paused: it never ran, and goes', async () => {
+    await xen.sim.toolstack.pause(domid);
+    expect((await xm('recover')).out).toMatch(/^destroyed /);
+    expect(await xen.sim.listDomains()).toEqual([]);
+  });
 });
 
 test.each([

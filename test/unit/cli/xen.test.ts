@@ -1,5 +1,5 @@
 /** The commands on a Xen host: guests are found there, and stay. */
-import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
@@ -209,6 +209,53 @@ test('migrate and receive', async () => {
   expect(event).not.toHaveProperty('proof');
   expect(await there.sim.guest(1).check()).toMatchObject({ errors: 0 });
   await there.sim.close();
+});
+
+describe('a paused guest and a receiver that is xl', () => {
+  /** Stands for ssh, and for any command: says what it was given, greets as xl does, and keeps what it hears. */
+  const stub = (): string => {
+    const file = at('stub');
+    const lines = [
+      `for a; do echo "$a"; done > ${at('given')}`,
+      "echo 'xl migration receiver ready, send binary domain data.'",
+      `exec cat > ${at('heard')}`,
+    ];
+    writeFileSync(file, ['#!/bin/sh', ...lines, ''].join('\n'), { mode: 0o755 });
+    return file;
+  };
+  const given = (): string | undefined => readFileSync(at('given'), 'utf8').trimEnd().split('\n').at(-1);
+
+  test.each<[boolean, string[], string]>([
+    [false, [], 'xl migrate-receive'],
+    [true, [], 'xl migrate-receive -p'],
+    [false, ['--peer-leaves-paused'], 'xl migrate-receive -p'],
+    [true, ['--remote-command', 'xl2 migrate-receive -p', '--peer-leaves-paused'], 'xl2 migrate-receive -p'],
+  ])('ssh, guest paused: %s, %j: it runs %s', async (paused, options, command) => {
+    const domid = await xen.guest('web1', 'pvh', 1 << 20);
+    if (paused) await xen.sim.toolstack.pause(domid);
+    const { code } = await xm('migrate', 'web1', 'ssh://host2', '--ssh', stub(), ...options);
+    // The stub closes its end when it has heard all, instead of saying that it has the guest.
+    expect(code).not.toBe(0);
+    expect(given()).toBe(command);
+    expect(readFileSync(at('heard'), 'latin1')).toMatch(/^Xen saved domain/);
+    expect((await xen.sim.listDomains())[0]).toMatchObject({ paused, shutdown: false });
+  });
+
+  test.each([
+    ['ssh://host2', ['--remote-command', 'xl migrate-receive']],
+    ['exec', []],
+  ])('%s %j: it would run there, and is not sent', async (kind, options) => {
+    const domid = await xen.guest('web1', 'pvh', 1 << 20);
+    await xen.sim.toolstack.pause(domid);
+    const file = stub();
+    const address = kind === 'exec' ? `exec:${file}` : kind;
+    const { code, err } = await xm('migrate', 'web1', address, '--ssh', file, ...options);
+    expect(code).toBe(1);
+    expect(err).toContain('--peer-leaves-paused');
+    expect(err).toContain('the guest is paused at the source');
+    expect(existsSync(at('heard')) ? readFileSync(at('heard'), 'latin1') : '').toBe('');
+    expect((await xen.sim.listDomains())[0]).toMatchObject({ domid, paused: true, shutdown: false });
+  });
 });
 
 describe('source and destination are one host', () => {

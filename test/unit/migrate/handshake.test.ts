@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { PeerError } from '../../../lib/errors.js';
+import { unknownHandover } from '../../../lib/migrate/sender-errors.js';
 import type { ByteSource } from '../../../lib/transport/types.js';
 import { fakeRestore, streamLength } from './fakes.js';
 import { endOf, errorOf, ID, MEMORY, play } from './scene.js';
@@ -55,6 +56,37 @@ test('a guest that ran is left paused where the receiver wants it so', async () 
   expect(scene.destination.calls).not.toContain('unpause 1');
 });
 
+describe('a paused guest and xl', () => {
+  test.each(['auto', 'xl'] as const)('nothing is sent, as xl would run it (%s)', async (protocol) => {
+    const scene = play({ paused: true, send: { protocol }, receive: { protocol: 'xl' } });
+    // A receiver of xl's protocol says READY before it has heard anything.
+    const { sent } = await endOf(scene);
+    expect(errorOf(sent)).toMatchObject({
+      code: 'ERR_XEN_INVALID_ARGUMENT',
+      guest: { host: 'source', state: 'paused' },
+    });
+    expect(errorOf(sent).message).toMatch(/`xl migrate-receive -p`.*peerLeavesPaused/);
+    expect(scene.ends[0].sent).toBe(0);
+    expect(scene.source.calls).toEqual(['domainConfig 1']);
+    expect(scene.destination.calls).toEqual([]);
+  });
+
+  test.each([true, false])('xl leaves it paused, as the caller promises (paused: %s)', async (paused) => {
+    const send = { peerLeavesPaused: true };
+    const scene = play({ paused, send, receive: { protocol: 'xl', paused: true } });
+    const [sent, received] = await Promise.all([scene.sent, scene.received]);
+    expect(sent).toMatchObject({ value: { peerState: 'paused', peerSoftware: 'xl' } });
+    expect(received).toMatchObject({ value: { state: 'paused' } });
+    expect(scene.destination.domains.get(1)?.paused).toBe(true);
+  });
+
+  test('the promise is nothing to a receiver of this library, who is told', async () => {
+    const { sent, received } = await endOf(play({ send: { peerLeavesPaused: true } }));
+    expect(sent).toMatchObject({ value: { peerState: 'running' } });
+    expect(received).toMatchObject({ value: { state: 'running' } });
+  });
+});
+
 describe('refusals', () => {
   test('the receiver may refuse what is offered, and the sender hears why', async () => {
     const scene = play({
@@ -101,6 +133,11 @@ describe('refusals', () => {
     scene.destination.failing.add('unpause').add('destroy');
     const [sent, received] = [errorOf(await scene.sent), errorOf(await scene.received)];
     expect(sent).toMatchObject({ code: 'ERR_XEN_HANDOVER_UNKNOWN', guest: { host: 'unknown' } });
+    // This host keeps no notes.
+    expect(sent.message).toContain(
+      'destroy domain 1 here; if it certainly is not, resume domain 1 (migration',
+    );
+    expect(sent.message).not.toContain('xen-migrate recover');
     expect(received).toMatchObject({ syscall: 'unpause', guest: { host: 'unknown' } });
     expect(received.cleanupErrors).toHaveLength(1);
     expect(scene.guest.suspended).toBe(true);
@@ -131,6 +168,15 @@ test('a receiver that believes to be done too early is not given the guest', asy
     code: 'ERR_XEN_PEER_PROTOCOL',
     message: `the receiver says that the stream had ${streamLength(MEMORY) - 1} bytes, but ${streamLength(MEMORY)} were sent`,
   });
+});
+
+test.each([true, false])('a handover that is not known names the ways out (can be asked: %s)', (askable) => {
+  const lost = new PeerError('ERR_XEN_PEER_LOST', 'it is gone');
+  const { message } = unknownHandover(lost, { domid: 7, id: ID, askable, noted: true });
+  expect(message.includes('Once the destination can be asked, `xen-migrate recover`')).toBe(askable);
+  expect(message).toMatch(/. [Ii]f the guest is there, /);
+  expect(message).toContain(`\`xen-migrate recover --destroy ${ID}\` or \`xl destroy 7\``);
+  expect(message).toContain(`if it certainly is not, \`xen-migrate recover --resume ${ID}\``);
 });
 
 describe('failures at the source', () => {

@@ -122,14 +122,21 @@ describe('XlSenderWire', () => {
     expect((await failure(wire.receive())).message).toMatch(/sent "r(est)?" after its last message/);
   });
 
-  test('a guest that was to stay paused is reported paused', async () => {
-    const { wire, xl } = sender();
-    await wire.send(hello(true));
-    xl.write(`${BANNER}${READY}${REPORT}\0`);
-    await wire.receive();
-    await wire.receive();
-    expect(await wire.receive()).toMatchObject({ state: 'paused' });
-  });
+  test.each([
+    ['a paused guest', 'runs', true, undefined, 'running'],
+    ['a paused guest', 'stays paused', true, true, 'paused'],
+    ['a guest that ran', 'is paused', false, true, 'paused'],
+  ] as const)(
+    '%s %s where -p of xl says so, and its word alone',
+    async (_guest, _what, was, promise, state) => {
+      const { wire, xl } = scene((peer) => new XlSenderWire(peer, promise));
+      await wire.send(hello(was));
+      xl.write(`${BANNER}${READY}${REPORT}\0`);
+      await wire.receive();
+      await wire.receive();
+      expect(await wire.receive()).toMatchObject({ state });
+    },
+  );
 
   test('a report of failure is one only with the permission after it', async () => {
     const { wire, xl } = sender();

@@ -115,6 +115,7 @@ describe('decodeNote', () => {
     ['too long', encodeNote({ ...note, name: 'x'.repeat(NOTE_MAX) })],
     ['no id', encodeNote({ ...note, id: '../../etc' })],
     ['an unknown role', encodeNote({ ...note, role: 'other' as 'save' })],
+    ['a role that has no notes', encodeNote({ ...note, role: 'restore' as 'save' })],
     ['a domid that is none', encodeNote({ ...note, domid: -1 })],
     ['a point that is none', encodeNote({ ...note, point: 1.5 })],
     ['text for a flag', JSON.stringify({ ...note, paused: 'no' })],

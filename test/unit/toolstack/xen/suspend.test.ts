@@ -1,6 +1,6 @@
 /** Suspending guests in three ways, and everything that they do instead. */
 import { statSync } from 'node:fs';
-import { readFile, writeFile } from 'node:fs/promises';
+import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import {
@@ -570,7 +570,7 @@ describe('the device model', () => {
     await world.toolstack.suspend(5, { live: true });
     expect(qemu.commands()).toEqual(['stop', 'xen-save-devices-state']);
     await until(() => world.xen.log.length === 1);
-    expect(await readFile(join(world.dir, 'qemu-save.5'))).toHaveLength(state.length);
+    await until(() => statSync(join(world.dir, 'qemu-save.5')).size === state.length);
     const saved = await world.toolstack.deviceModelState(5);
     expect(saved).toEqual({ emulator: 2, xenstore: new Uint8Array(), context: state });
     await world.toolstack.resume(5);
