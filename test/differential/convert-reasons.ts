@@ -128,7 +128,6 @@ export const ACCEPTANCES: readonly Acceptance[] = [
   { reason: 'chunk −21', says: /Unrecognised chunk -21/ },
   { reason: 'tmem that may be dropped, compressed checkpoints', says: /^RuntimeError: todo/ },
   { reason: 'names of device memory that are not UTF-8', says: /^UnicodeDecodeError/ },
-  { reason: 'vcpus without xsave state', says: /^AssertionError/ },
 ];
 
 export function acceptanceOf(text: string): Acceptance | undefined {

@@ -229,8 +229,7 @@ function vcpus(): Example[] {
       },
     ),
     example('pv64 vcpus: xsave left out', info({}, { vcpus: [0, 1], tail: { withoutXsave: [0] } }), {
-      description:
-        'a vcpu that has never used the FPU: the writer leaves its xsave out, which no reader expects',
+      description: 'an announced xsave state that is not there: no writer, and no reader expects it',
       upstream: { exit: 1, why: 'AssertionError' },
     }),
     example('pv64 vcpus: last xsave left out', info({}, { vcpus: [0, 1], tail: { withoutXsave: [1] } }), {

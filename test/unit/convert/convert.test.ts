@@ -34,7 +34,7 @@ async function inMemory(from: Uint8Array, options: Partial<ConvertOptions> = {})
 const wordOf = ({ width }: Example): W.Word => (width === 64 ? 8 : 4);
 
 function guestIn(image: Example, bytes = image.stream()) {
-  const { rounds, ...folded } = foldLegacy(bytes, image.guest, wordOf(image), image.withoutXsave);
+  const { rounds, ...folded } = foldLegacy(bytes, image.guest, wordOf(image));
   return { rounds, folded };
 }
 

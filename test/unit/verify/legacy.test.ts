@@ -223,11 +223,11 @@ describe('findings', () => {
     ],
     'an xsave area that is not there': [
       { ...pv, vcpus: [0, 1], tail: { withoutXsave: [0] } },
-      ['W MISSING vcpu context'],
+      ['E FIELD vcpu xsave.size'],
     ],
     'the last xsave area is not there': [
       { ...pv, vcpus: [0, 1], tail: { withoutXsave: [1] } },
-      ['W MISSING shared info'],
+      ['E FIELD vcpu xsave.size'],
     ],
     'regions of a QEMU': [
       withBody(pv, W.tsc(), pages, W.vcpuInfo(), W.toolstack([{ offset: 1, start: 2, size: 3, name: 'x' }])),

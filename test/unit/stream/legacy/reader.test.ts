@@ -177,24 +177,6 @@ describe('vcpus of a PV guest', () => {
     ]);
   });
 
-  it('whose xsave area was announced and left out', () => {
-    const blocks = [W.block.vcpu(), W.block.xcnt()];
-    const spec: W.ImageSpec = {
-      ...pv(W.vcpuInfo(), W.lastCheckpoint),
-      blocks,
-      vcpus: [0, 1, 2],
-      tail: { withoutXsave: [0, 2] },
-    };
-    expect(parts(spec)).toEqual([
-      ['unmapped pfns', undefined],
-      ['vcpu context', 0],
-      ['vcpu context', 1],
-      ['vcpu xsave', 1],
-      ['vcpu context', 2],
-      ['shared info', undefined],
-    ]);
-  });
-
   it('the list of the checkpoint before holds where none comes', () => {
     const vcpus = [0, 2];
     const spec: W.ImageSpec = {
@@ -400,6 +382,29 @@ describe('refused', () => {
       'unmapped',
     ),
   };
+
+  describe('an xsave area of another size than announced', () => {
+    const blocks = [block.vcpu(), block.xcnt()];
+    const spec: W.ImageSpec = { ...pv(W.vcpuInfo(), W.lastCheckpoint), blocks, vcpus: [0, 1] };
+    const sizes = [0n, 15n, 16n, 0x34fn, 0x351n, 0x360n, 1n << 20n, 0x100_0000_0350n, (1n << 64n) - 1n];
+    it.each(sizes)('%d bytes', (size) => {
+      for (const vcpu of [0, 1]) {
+        const at = offsetOf(spec, `vcpu ${vcpu}: xsave head`, 8);
+        const image = W.legacyImage(spec);
+        image.set(W.w64(size), at);
+        expect(feed(image).error).toBe(`FIELD vcpu xsave.size @${at}`);
+        expect(feed(image, {}, () => 1).error).toBe(`FIELD vcpu xsave.size @${at}`);
+      }
+    });
+
+    it('none at all', () => {
+      const place = (name: string): string => `FIELD vcpu xsave.size @${offsetOf(spec, name, 8)}`;
+      const without = (vcpu: number): Uint8Array =>
+        W.legacyImage({ ...spec, tail: { withoutXsave: [vcpu] } });
+      expect(feed(without(0)).error).toBe(place('vcpu 0: xsave head'));
+      expect(feed(without(1)).error).toBe(place('vcpu 1: xsave head'));
+    });
+  });
 
   it.each(Object.entries(cases))('%s', (_what, [bytes, error]) => {
     expect(feed(bytes).error).toBe(error);
