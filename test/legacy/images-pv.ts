@@ -47,6 +47,14 @@ function plain(guest: PvGuest): Example[] {
       },
     ),
     ...bothWords(
+      `${guest} 4.0, padded`,
+      { guest, blocks: [vcpu(), extv()], body: [W.tsc(), memory(guest), W.vcpuInfo({ words: 1 })] },
+      {
+        description: 'the same on a disk, with zeros behind it: they could be an END and an empty tail',
+        after: new Uint8Array(16 << 10),
+      },
+    ),
+    ...bothWords(
       `${guest} 4.1`,
       {
         guest,

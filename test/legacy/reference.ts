@@ -246,7 +246,8 @@ export function foldLegacy(image: Uint8Array, guest: 'pv' | 'hvm', word: Word): 
   const now = new Guest(cursor, header, word, state);
   let last: { state: typeof state; types: Map<number, number>; memory: Map<number, Uint8Array> } | undefined;
   let rounds = 0;
-  while (!now.last && cursor.at < image.length) {
+  const padding = (): boolean => rounds > 0 && image.subarray(cursor.at).every((byte) => byte === 0);
+  while (!now.last && cursor.at < image.length && !padding()) {
     try {
       now.body();
       now.tail();

@@ -54,6 +54,11 @@ export class XlReader extends ReaderBase {
     return this.#inner instanceof LegacyReader ? this.#inner.checkpoints : undefined;
   }
 
+  /** Zeros behind them. */
+  get padding(): number {
+    return this.#inner instanceof LegacyReader ? this.#inner.padding : 0;
+  }
+
   get atBoundary(): boolean {
     if (this.#legacy) return true;
     return this.#inner?.atBoundary ?? (this.#fixed === undefined && this.#collector.have === 0);

@@ -227,6 +227,29 @@ describe('Remus', () => {
     const first = W.legacyImage({ guest: 'pv64', rounds: [last] });
     expect(feed(closed)).toMatchObject({ checkpoints: 1, done: true, left: closed.length - first.length });
   });
+
+  describe('zeros behind a checkpoint are no other one', () => {
+    const round: W.Round = { body: [W.tsc(), W.vcpuInfo()] };
+    const remus: W.Round = { ...round, tail: { qemu: { signature: 'RemusDeviceModelState' } } };
+    const specs: W.ImageSpec[] = [
+      { guest: 'pv64', rounds: [round] },
+      { guest: 'pv32', word: 4, rounds: [round, round] },
+      { guest: 'hvm', rounds: [remus] },
+    ];
+    it.each(specs)('$guest', (spec) => {
+      const image = W.legacyImage(spec);
+      const bare = feed(image);
+      for (const n of [4, 5, 4096, 16 << 10, (64 << 10) + 7]) {
+        for (const size of [1, 333, Infinity]) {
+          const padded = feed(W.cat(image, new Uint8Array(n)), {}, () => size);
+          expect(padded).toEqual({ ...bare, done: true });
+        }
+      }
+      const other = W.cat(image, new Uint8Array(5000), Uint8Array.of(1), new Uint8Array(9000));
+      const error = `MISSING END.id @${image.length}`;
+      expect(feed(other)).toMatchObject({ error, checkpoints: bare.checkpoints });
+    });
+  });
 });
 
 describe('refused', () => {
