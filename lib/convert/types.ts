@@ -34,7 +34,8 @@ export interface ConvertOptions extends JobOptions {
   /** Folder for the checkpoints of a Remus image, and the guest's memory if they are compressed. Default: that of the system. */
   readonly temporary?: string | undefined;
   /**
-   * ms. An image without a last checkpoint's mark (Remus, and all of Xen 4.0) is over when no more bytes come for so long.
+   * ms. An image without a last checkpoint's mark (Remus, and all of Xen 4.0) is over when no more bytes come for so long
+   * behind a complete checkpoint. Not one that ends with QEMU's state without its length (HVM, Xen 4.0): its bytes must end.
    * Default: it is over when its bytes end, however long that takes.
    */
   readonly heartbeat?: number | undefined;
