@@ -27,7 +27,10 @@ export interface ConvertOptions extends JobOptions {
   readonly again?: (() => Promise<ByteSource>) | undefined;
   /** Default: `xl` if the image has xl's or xend's header, else `libxl`. */
   readonly output?: ConvertOutput | undefined;
-  /** Of a libxc stream: leaves QEMU's record out, which otherwise follows it as it was. Default false. */
+  /**
+   * Of a libxc stream: leaves QEMU's record out, which otherwise follows it as it was. It is not even read, unless the image
+   * has no last checkpoint's mark, so that another one may follow. Default false.
+   */
   readonly skipQemu?: boolean | undefined;
   /** What becomes of tmem. Default `refuse`. See docs/design/tmem.md. */
   readonly tmem?: TmemChoice | undefined;

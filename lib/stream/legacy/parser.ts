@@ -55,6 +55,7 @@ export type Parsing<T = void> = Generator<Ask, T, Uint8Array>;
 export interface ParserOptions {
   readonly guest: 'pv' | 'hvm' | undefined;
   readonly wordSize: 4 | 8 | undefined;
+  readonly skipQemu: boolean;
   /** Offset of the image's first byte. */
   readonly start: number;
   /** Throws the error, or returns it for a lenient reader's event. */
@@ -89,6 +90,11 @@ export class LegacyParser {
   constructor(options: ParserOptions) {
     this.#options = options;
     this.#at = options.start;
+  }
+
+  /** The image is over where QEMU's record begins, if no checkpoint follows. */
+  get skipQemu(): boolean {
+    return this.#options.skipQemu;
   }
 
   /** The image may end here: the next byte would begin another checkpoint. */

@@ -13,6 +13,11 @@ export interface LegacyReaderOptions extends ReaderOptions {
   readonly guest?: 'pv' | 'hvm' | undefined;
   /** Refuses an image of a toolstack with words of another size, in bytes. By default what the bytes say. */
   readonly wordSize?: 4 | 8 | undefined;
+  /**
+   * HVM: the image ends where QEMU's record begins, which is left to the caller or need not be there. Not in an image without
+   * LAST_CHECKPOINT, of which another checkpoint may stand behind the record.
+   */
+  readonly skipQemu?: boolean | undefined;
 }
 
 /** Bytes that are taken at once where the state of QEMU, or padding, goes on to the end of the file. */
@@ -64,6 +69,7 @@ export class LegacyReader extends ReaderBase {
     this.#parser = new LegacyParser({
       guest: options.guest,
       wordSize: options.wordSize,
+      skipQemu: options.skipQemu ?? false,
       start: this.position,
       violation: (error) => this.violation(error),
     });

@@ -59,8 +59,13 @@ export function* parseHvmTail(parser: LegacyParser): Parsing {
       : undefined;
   const violation = parser.violation(problem);
   const context = length === 0 ? new Uint8Array(0) : (yield* parser.bytes(length)).slice();
-  yield* tail(parser, LegacyPart.HVM_CONTEXT, offset, context, violation && { violation });
-  yield* parseQemu(parser);
+  // Behind it stands QEMU's record, which another checkpoint may follow: only then it has to be read.
+  const completes = parser.skipQemu && parser.lastCheckpoint;
+  yield* tail(parser, LegacyPart.HVM_CONTEXT, offset, context, {
+    completes,
+    ...(violation && { violation }),
+  });
+  if (!completes) yield* parseQemu(parser);
 }
 
 /** 21 characters of signature; then u32 length and state, or state up to the end of the file. */

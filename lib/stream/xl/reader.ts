@@ -12,7 +12,7 @@ import { decodeXlFixedHeader, decodeXlHeader, XL_HEADER } from './header.js';
 
 export interface XlReaderOptions extends LibxlReaderOptions {
   /** Reads legacy images too. By default they are refused: a receiver of v2 streams has no use for them. */
-  readonly legacy?: boolean | Pick<LegacyReaderOptions, 'guest' | 'wordSize'> | undefined;
+  readonly legacy?: boolean | Pick<LegacyReaderOptions, 'guest' | 'wordSize' | 'skipQemu'> | undefined;
 }
 
 /**
