@@ -198,14 +198,13 @@ describe('catalogue', () => {
 });
 
 describe('v2 to legacy and back', () => {
-  for (const capture of captures) {
+  // A PVH guest has no device model, so an image of it has no QEMU record.
+  for (const capture of captures.filter(({ name }) => !name.startsWith('pvh'))) {
     if (!capture.present)
       console.warn(`skipped: ${capture.name} is not here (XEN_MIGRATION_STREAMS names its folder)`);
     it.skipIf(!capture.present)(capture.name, async () => {
       const bytes = readCapture(capture);
       const whole = foldV2(bytes);
-      // A PVH guest has no device model, so an image of it has no QEMU record.
-      if (whole.guest === 'hvm' && whole.emulator === undefined) return;
       const image = legacyFromV2(bytes, { x87: true });
       const got = foldV2(await converted(image.bytes, image, 'libxl'));
       expect(image.dropped).toEqual(['X86_CPUID_POLICY', 'X86_MSR_POLICY']);
