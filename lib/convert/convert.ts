@@ -383,9 +383,9 @@ class Conversion {
   }
 }
 
-function newReader({ guest, width }: ConvertOptions): StreamReader {
+function newReader({ guest, width, output, skipQemu = false }: ConvertOptions): StreamReader {
   const wordSize = width === undefined ? undefined : width === 32 ? 4 : 8;
-  return new StreamReader({ legacy: { guest, wordSize } });
+  return new StreamReader({ legacy: { guest, wordSize, skipQemu: skipQemu && output === 'libxc' } });
 }
 
 function notLegacy(layer: string, offset: number): StreamFormatError {

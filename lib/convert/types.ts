@@ -27,14 +27,18 @@ export interface ConvertOptions extends JobOptions {
   readonly again?: (() => Promise<ByteSource>) | undefined;
   /** Default: `xl` if the image has xl's or xend's header, else `libxl`. */
   readonly output?: ConvertOutput | undefined;
-  /** Of a libxc stream: leaves QEMU's record out, which otherwise follows it as it was. Default false. */
+  /**
+   * Of a libxc stream: leaves QEMU's record out, which otherwise follows it as it was. It is not even read, unless the image
+   * has no last checkpoint's mark, so that another one may follow. Default false.
+   */
   readonly skipQemu?: boolean | undefined;
   /** What becomes of tmem. Default `refuse`. See docs/design/tmem.md. */
   readonly tmem?: TmemChoice | undefined;
   /** Folder for the checkpoints of a Remus image, and the guest's memory if they are compressed. Default: that of the system. */
   readonly temporary?: string | undefined;
   /**
-   * ms. An image without a last checkpoint's mark (Remus, and all of Xen 4.0) is over when no more bytes come for so long.
+   * ms. An image without a last checkpoint's mark (Remus, and all of Xen 4.0) is over when no more bytes come for so long
+   * behind a complete checkpoint. Not one that ends with QEMU's state without its length (HVM, Xen 4.0): its bytes must end.
    * Default: it is over when its bytes end, however long that takes.
    */
   readonly heartbeat?: number | undefined;

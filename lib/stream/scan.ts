@@ -76,7 +76,7 @@ export class Scan {
 
   /** Offset of the next byte of the stream proper. */
   get position(): number {
-    return this.#reader.position - this.#handover;
+    return this.#reader.position - this.#handover - this.#reader.padding;
   }
 
   /** True once the stream's last byte was there. */
@@ -86,7 +86,7 @@ export class Scan {
 
   /** Bytes after the end of the stream. */
   get trailing(): number {
-    return this.#trailing + this.#handover;
+    return this.#trailing + this.#handover + this.#reader.padding;
   }
 
   /** Bytes after the end of the stream are xl's hand-over, as in a captured migration, and no others. */

@@ -74,6 +74,14 @@ export class StreamReader extends ReaderBase {
       : undefined;
   }
 
+  /** Zeros that were read behind a legacy image which does not say where it ends. */
+  get padding(): number {
+    const reader = this.#reader;
+    return reader instanceof LegacyReader || reader instanceof XlReader || reader instanceof XendReader
+      ? reader.padding
+      : 0;
+  }
+
   protected override last(): StreamEvent | undefined {
     return this.#reader?.end();
   }

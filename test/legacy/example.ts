@@ -40,8 +40,6 @@ export interface Example {
   readonly like: ImageSpec | undefined;
   /** Parameters that the guest has beside those of `like`. */
   readonly params: readonly (readonly [index: number, value: bigint])[];
-  /** PV: vcpus whose xsave state is left out, which the image does not say. */
-  readonly withoutXsave: readonly number[];
   /** False: its file is not here. */
   readonly present: boolean;
   /** Whether it is small enough to be damaged some hundred times. */
@@ -89,7 +87,6 @@ export function example(name: string, spec: ImageSpec, about: About): Example {
     upstream,
     like,
     params,
-    withoutXsave: typeof spec.tail === 'object' ? (spec.tail.withoutXsave ?? []) : [],
     present: true,
     small: cut === undefined && whole().reduce((sum, { bytes }) => sum + bytes.length, 0) < 1 << 18,
   };

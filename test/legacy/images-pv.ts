@@ -47,6 +47,14 @@ function plain(guest: PvGuest): Example[] {
       },
     ),
     ...bothWords(
+      `${guest} 4.0, padded`,
+      { guest, blocks: [vcpu(), extv()], body: [W.tsc(), memory(guest), W.vcpuInfo({ words: 1 })] },
+      {
+        description: 'the same on a disk, with zeros behind it: they could be an END and an empty tail',
+        after: new Uint8Array(16 << 10),
+      },
+    ),
+    ...bothWords(
       `${guest} 4.1`,
       {
         guest,
@@ -229,8 +237,7 @@ function vcpus(): Example[] {
       },
     ),
     example('pv64 vcpus: xsave left out', info({}, { vcpus: [0, 1], tail: { withoutXsave: [0] } }), {
-      description:
-        'a vcpu that has never used the FPU: the writer leaves its xsave out, which no reader expects',
+      description: 'an announced xsave state that is not there: no writer, and no reader expects it',
       upstream: { exit: 1, why: 'AssertionError' },
     }),
     example('pv64 vcpus: last xsave left out', info({}, { vcpus: [0, 1], tail: { withoutXsave: [1] } }), {

@@ -160,7 +160,6 @@ function ofFile(
     upstream: accepted,
     like: undefined,
     params: [],
-    withoutXsave: [],
     present,
     small: false,
   };

@@ -50,7 +50,6 @@ class Guest {
   /** What receivers have of each page; it stays where a later entry has no contents. */
   readonly memory = new Map<number, Uint8Array>();
   state: Omit<Folded, 'pages'>;
-  withoutXsave: readonly number[] = [];
   compressed = false;
   announced = false;
   last = false;
@@ -194,8 +193,7 @@ class Guest {
     for (const id of this.#online) {
       const vcpu: Record<string, string> = { X86_PV_VCPU_BASIC: hex(c.take(width === 8 ? 5168 : 2800)) };
       if (extv) vcpu['X86_PV_VCPU_EXTENDED'] = hex(c.take(128));
-      if (xcnt > 0 && !this.withoutXsave.includes(id))
-        vcpu['X86_PV_VCPU_XSAVE'] = hex(c.take(xcnt).subarray(16));
+      if (xcnt > 0) vcpu['X86_PV_VCPU_XSAVE'] = hex(c.take(xcnt).subarray(16));
       state.vcpus[id] = vcpu;
     }
     state.sharedInfo = hash(c.take(4096));
@@ -239,22 +237,17 @@ function readHeader(c: Cursor, guest: 'pv' | 'hvm'): [Header, Omit<Folded, 'page
 
 /**
  * The guest as it is after the image's last complete checkpoint. `checkpoints` is 0, as `foldV2` has it for a stream
- * without any; `rounds` counts those of the image. `withoutXsave`: vcpus whose xsave state the writer left out, which
- * the image does not say. Pools of tmem are passed over if they have no pages. Throws if there is no checkpoint, or for what is no legacy image.
+ * without any; `rounds` counts those of the image. Pools of tmem are passed over if they have no pages. Throws if there is no
+ * checkpoint, or for what is no legacy image.
  */
-export function foldLegacy(
-  image: Uint8Array,
-  guest: 'pv' | 'hvm',
-  word: Word,
-  withoutXsave: readonly number[] = [],
-): Folded & { rounds: number } {
+export function foldLegacy(image: Uint8Array, guest: 'pv' | 'hvm', word: Word): Folded & { rounds: number } {
   const cursor = new Cursor(image, word);
   const [header, state] = readHeader(cursor, guest);
   const now = new Guest(cursor, header, word, state);
-  now.withoutXsave = withoutXsave;
   let last: { state: typeof state; types: Map<number, number>; memory: Map<number, Uint8Array> } | undefined;
   let rounds = 0;
-  while (!now.last && cursor.at < image.length) {
+  const padding = (): boolean => rounds > 0 && image.subarray(cursor.at).every((byte) => byte === 0);
+  while (!now.last && cursor.at < image.length && !padding()) {
     try {
       now.body();
       now.tail();

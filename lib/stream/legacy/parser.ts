@@ -45,7 +45,9 @@ export type Ask =
   | { readonly kind: 'skip'; readonly size: number }
   | { readonly kind: 'pages'; readonly size: number; readonly offset: number }
   /** Answered by all bytes up to the end of the file. */
-  | { readonly kind: 'until-eof' };
+  | { readonly kind: 'until-eof' }
+  /** The last: nothing but zeros may follow, else it is this error. */
+  | { readonly kind: 'zeros'; readonly otherwise: StreamFormatError };
 
 /** A part of the parsing that comes to a value. */
 export type Parsing<T = void> = Generator<Ask, T, Uint8Array>;
@@ -53,13 +55,14 @@ export type Parsing<T = void> = Generator<Ask, T, Uint8Array>;
 export interface ParserOptions {
   readonly guest: 'pv' | 'hvm' | undefined;
   readonly wordSize: 4 | 8 | undefined;
+  readonly skipQemu: boolean;
   /** Offset of the image's first byte. */
   readonly start: number;
   /** Throws the error, or returns it for a lenient reader's event. */
   readonly violation: (error: StreamFormatError | undefined) => StreamFormatError | undefined;
 }
 
-const ID_SIZE = 4;
+export const ID_SIZE = 4;
 /** A p2m_size that gzip's first bytes look like, where the time in them is 0. */
 const GZIP = 0x08_8b1f;
 const ALL_ONES = 0xffff_ffff;
@@ -87,6 +90,11 @@ export class LegacyParser {
   constructor(options: ParserOptions) {
     this.#options = options;
     this.#at = options.start;
+  }
+
+  /** The image is over where QEMU's record begins, if no checkpoint follows. */
+  get skipQemu(): boolean {
+    return this.#options.skipQemu;
   }
 
   /** The image may end here: the next byte would begin another checkpoint. */
@@ -288,6 +296,7 @@ export class LegacyParser {
       const id = u32(yield* this.bytes(ID_SIZE), 0) | 0;
       this.atChunk = false;
       if (this.#atCheckpoint && id === HANDOVER_ID) return true;
+      if (this.#atCheckpoint && id === LegacyChunk.END) return yield* this.#padding();
       this.#atCheckpoint = false;
       const offset = this.#at - ID_SIZE;
       if (id > 0) {
@@ -360,6 +369,14 @@ export class LegacyParser {
       };
       if (id === LegacyChunk.END) return false;
     }
+  }
+
+  /** No checkpoint begins with its END, since writers repeat VCPU_INFO in each: zeros that fill a block or a disk up. */
+  *#padding(): Parsing<boolean> {
+    this.reading = legacyChunkName(LegacyChunk.END);
+    const reason = 'a checkpoint without a list of vcpus or anything else';
+    yield { kind: 'zeros', otherwise: this.error(StreamErrorCode.MISSING, reason, 'id', ID_SIZE) };
+    return true;
   }
 
   /** The bytes of a chunk other than a batch and tmem's, without lengths that stand before them. */

@@ -6,16 +6,21 @@ import { formatError, StreamErrorCode } from '../codes.js';
 import type { StreamEvent } from '../events.js';
 import { ReaderBase, type ReaderOptions } from '../reader-base.js';
 import { LEGACY_BATCH_MAX } from './constants.js';
-import { LegacyParser, type Ask } from './parser.js';
+import { ID_SIZE, LegacyParser, type Ask } from './parser.js';
 
 export interface LegacyReaderOptions extends ReaderOptions {
   /** Refuses an image of another kind of guest. By default what the bytes say. */
   readonly guest?: 'pv' | 'hvm' | undefined;
   /** Refuses an image of a toolstack with words of another size, in bytes. By default what the bytes say. */
   readonly wordSize?: 4 | 8 | undefined;
+  /**
+   * HVM: the image ends where QEMU's record begins, which is left to the caller or need not be there. Not in an image without
+   * LAST_CHECKPOINT, of which another checkpoint may stand behind the record.
+   */
+  readonly skipQemu?: boolean | undefined;
 }
 
-/** Bytes that are taken at once where the state of QEMU goes on to the end of the file. */
+/** Bytes that are taken at once where the state of QEMU, or padding, goes on to the end of the file. */
 const UNTIL_EOF_WANT = 64 << 10;
 
 const NO_BYTES = new Uint8Array(0);
@@ -26,7 +31,8 @@ const SMALL = LEGACY_BATCH_MAX * 8;
 /**
  * Reads a legacy image from its p2m_size to the end of its tail, with QEMU's record for an HVM guest. After
  * LAST_CHECKPOINT that is the end, `done`. Without it another checkpoint may follow (Remus), and the image ends where its
- * bytes do; `end` then throws only within a checkpoint. `checkpoints` says how many are complete.
+ * bytes do; `end` then throws only within a checkpoint. `checkpoints` says how many are complete. Zeros behind a
+ * checkpoint are no other one, but `padding`.
  *
  * Events: `legacy-header`; then `page-data` and `page-bytes` (no `page-data-end`), `legacy-chunk`, `legacy-tmem`; then
  * `legacy-tail`, the last of them with `completes`; and again for each checkpoint. The batches of a compressed checkpoint
@@ -41,7 +47,7 @@ export class LegacyReader extends ReaderBase {
   readonly #small = new HeaderCollector(SMALL);
   readonly #large = new Collector();
   #collector: HeaderCollector | Collector = this.#small;
-  #mode: 'collect' | 'skip' | 'pages' | 'until-eof' | 'done' = 'collect';
+  #mode: 'collect' | 'skip' | 'pages' | 'until-eof' | 'zeros' | 'done' = 'collect';
   /** Bytes to skip, or page contents: all, and seen. */
   #total = 0;
   #seen = 0;
@@ -51,6 +57,10 @@ export class LegacyReader extends ReaderBase {
   /** Until the end of the file. */
   #rest: Uint8Array[] = [];
   #restLength = 0;
+  /** Bytes in place of a checkpoint; the error that they are if they are not all zeros. */
+  #padding = 0;
+  #allZeros = true;
+  #notPadding: StreamFormatError | undefined;
   /** Events that one feed brought, beside the one it returned. */
   readonly #queue: StreamEvent[] = [];
 
@@ -59,6 +69,7 @@ export class LegacyReader extends ReaderBase {
     this.#parser = new LegacyParser({
       guest: options.guest,
       wordSize: options.wordSize,
+      skipQemu: options.skipQemu ?? false,
       start: this.position,
       violation: (error) => this.violation(error),
     });
@@ -77,6 +88,8 @@ export class LegacyReader extends ReaderBase {
         return this.#total - this.#seen - this.#carry.length;
       case 'until-eof':
         return UNTIL_EOF_WANT;
+      case 'zeros':
+        return UNTIL_EOF_WANT - (this.#padding % UNTIL_EOF_WANT);
       case 'done':
         return 0;
     }
@@ -87,13 +100,18 @@ export class LegacyReader extends ReaderBase {
   }
 
   get atBoundary(): boolean {
-    if (this.done) return true;
+    if (this.done || this.#mode === 'zeros') return true;
     return this.#parser.atChunk && this.#mode === 'collect' && this.#collector.have === 0;
   }
 
   /** Checkpoints that are complete: 1 for an image that is whole and not one of Remus. */
   get checkpoints(): number {
     return this.#parser.checkpoints;
+  }
+
+  /** Zeros behind the last checkpoint: they are read, and are not the image's. */
+  get padding(): number {
+    return this.#allZeros ? this.#padding : 0;
   }
 
   protected get reading(): string | undefined {
@@ -120,7 +138,8 @@ export class LegacyReader extends ReaderBase {
       this.#mode = 'done';
       return this.#queue.shift();
     }
-    if (this.#parser.mayEnd && this.atBoundary) {
+    if (this.#mode === 'zeros') this.#checkPadding();
+    if (this.#mode === 'zeros' || (this.#parser.mayEnd && this.atBoundary)) {
       this.#mode = 'done';
       return this.#queue.shift();
     }
@@ -146,10 +165,20 @@ export class LegacyReader extends ReaderBase {
         this.#rest.push(bytes.slice());
         this.#restLength += bytes.length;
         break;
+      case 'zeros':
+        this.#padding += bytes.length;
+        this.#allZeros &&= bytes.every((byte) => byte === 0);
+        // Not in the midst of a block: whatever the pieces are, as much has been read.
+        if (this.#padding % UNTIL_EOF_WANT === 0) this.#checkPadding();
+        break;
       case 'done':
         break;
     }
     return this.#queue.shift();
+  }
+
+  #checkPadding(): void {
+    if (!this.#allZeros) throw this.#notPadding as StreamFormatError;
   }
 
   #pages(fed: Uint8Array): void {
@@ -215,6 +244,11 @@ export class LegacyReader extends ReaderBase {
           return;
         case 'until-eof':
           this.#mode = 'until-eof';
+          return;
+        case 'zeros':
+          this.#mode = 'zeros';
+          this.#padding = ID_SIZE;
+          this.#notPadding = ask.otherwise;
           return;
       }
     }

@@ -12,7 +12,7 @@
 
 import { PAGE_SIZE } from '../../abi/pages.js';
 import { VCPU_CONTEXT } from '../../abi/pv.js';
-import { u32, u64n } from '../../bytes/le.js';
+import { u32, u64 } from '../../bytes/le.js';
 import { StreamErrorCode } from '../codes.js';
 import { REC_LENGTH_MAX } from '../libxc/constants.js';
 import {
@@ -59,8 +59,13 @@ export function* parseHvmTail(parser: LegacyParser): Parsing {
       : undefined;
   const violation = parser.violation(problem);
   const context = length === 0 ? new Uint8Array(0) : (yield* parser.bytes(length)).slice();
-  yield* tail(parser, LegacyPart.HVM_CONTEXT, offset, context, violation && { violation });
-  yield* parseQemu(parser);
+  // Behind it stands QEMU's record, which another checkpoint may follow: only then it has to be read.
+  const completes = parser.skipQemu && parser.lastCheckpoint;
+  yield* tail(parser, LegacyPart.HVM_CONTEXT, offset, context, {
+    completes,
+    ...(violation && { violation }),
+  });
+  if (!completes) yield* parseQemu(parser);
 }
 
 /** 21 characters of signature; then u32 length and state, or state up to the end of the file. */
@@ -115,9 +120,9 @@ export function* parsePvTail(parser: LegacyParser, header: LegacyHeader, online:
 
 function* parseVcpu(parser: LegacyParser, vcpuId: number, header: LegacyHeader): Parsing {
   parser.reading = LegacyPart.VCPU_BASIC;
-  const { size } = VCPU_CONTEXT[header.guestWidth as 4 | 8];
+  const basicSize = VCPU_CONTEXT[header.guestWidth as 4 | 8].size;
   let offset = parser.offset;
-  yield* tail(parser, LegacyPart.VCPU_BASIC, offset, (yield* parser.bytes(size)).slice(), { vcpuId });
+  yield* tail(parser, LegacyPart.VCPU_BASIC, offset, (yield* parser.bytes(basicSize)).slice(), { vcpuId });
   if (header.extendedContexts) {
     parser.reading = LegacyPart.VCPU_EXTENDED;
     offset = parser.offset;
@@ -127,10 +132,15 @@ function* parseVcpu(parser: LegacyParser, vcpuId: number, header: LegacyHeader):
   if (header.xsaveSize === 0) return;
   parser.reading = LegacyPart.VCPU_XSAVE;
   offset = parser.offset;
-  // A vcpu without any such state is written without it, though it was announced. What follows then has no such size.
+  // Another size is damage: no writer left an area out that it had announced, since Xen gives all vcpus the host's mask.
   const head = (yield* parser.bytes(LEGACY_XSAVE_HEAD_SIZE)).slice();
+  const size = u64(head, 8);
+  const announced = header.xsaveSize - LEGACY_XSAVE_HEAD_SIZE;
+  if (size !== BigInt(announced)) {
+    const reason = `vcpu ${vcpuId} has an xsave area of ${size} bytes, ${announced} were announced`;
+    throw parser.error(StreamErrorCode.FIELD, reason, 'size', 8);
+  }
   yield* parser.back(head);
-  if (u64n(head, 8) !== header.xsaveSize - LEGACY_XSAVE_HEAD_SIZE) return;
   yield* tail(parser, LegacyPart.VCPU_XSAVE, offset, (yield* parser.bytes(header.xsaveSize)).slice(), {
     vcpuId,
   });

@@ -2,7 +2,7 @@
 
 import { HvmParam } from '../../abi/hvm.js';
 import { StreamErrorCode } from '../codes.js';
-import { LEGACY_XSAVE_HEAD_SIZE, LegacyPart, QEMU_MAGIC, QEMU_SIGNATURE_SIZE } from '../legacy/constants.js';
+import { LegacyPart, QEMU_MAGIC, QEMU_SIGNATURE_SIZE } from '../legacy/constants.js';
 import { decodeMagicPfns } from '../legacy/decode.js';
 import type { LegacyHeader, LegacyHeaderEvent, LegacyTailEvent } from '../legacy/events.js';
 import { vcpuExtendedHead } from '../libxc/pv.js';
@@ -21,8 +21,6 @@ export class LegacyTailChecker {
   #headerEnd = 0;
   #checkedP2m = false;
   #vcpus = 0;
-  /** The vcpu whose parts are being read, while its xsave area has not come. */
-  #withoutXsave: number | undefined;
 
   constructor(context: VerifyContext, sent: FrameSet) {
     this.#context = context;
@@ -37,7 +35,6 @@ export class LegacyTailChecker {
   part(event: LegacyTailEvent): void {
     const { part } = event;
     if (event.violation !== undefined) this.#context.findings.thrown(event.violation);
-    if (part !== LegacyPart.VCPU_EXTENDED && part !== LegacyPart.VCPU_XSAVE) this.#leftOut(event);
     switch (part) {
       case LegacyPart.UNMAPPED_PFNS:
         this.#vcpus = 0;
@@ -48,9 +45,6 @@ export class LegacyTailChecker {
         return;
       case LegacyPart.VCPU_EXTENDED:
         this.#extended(event);
-        return;
-      case LegacyPart.VCPU_XSAVE:
-        this.#withoutXsave = undefined;
         return;
       case LegacyPart.SHARED_INFO:
         this.#shared(event);
@@ -98,10 +92,9 @@ export class LegacyTailChecker {
 
   #basic(event: LegacyTailEvent): void {
     const { findings } = this.#context;
-    const { guestWidth, p2mSize = 0, xsaveSize = 0 } = this.#header ?? {};
+    const { guestWidth, p2mSize = 0 } = this.#header ?? {};
     const { vcpuId = 0, part: record } = event;
     this.#vcpus++;
-    if (xsaveSize > 0) this.#withoutXsave = vcpuId;
     if (guestWidth === undefined) return;
     const at = { offset: event.offset, record };
     for (const frame of vcpuFrames(findings, at, guestWidth, vcpuId, event.body)) {
@@ -124,15 +117,6 @@ export class LegacyTailChecker {
     const vcpu = vcpuExtendedHead(event.body)?.vcpu;
     if (vcpu === event.vcpuId) return;
     this.#warning(event, 0, 'vcpu', `is ${vcpu ?? 'not there'}, not ${event.vcpuId ?? 0}`);
-  }
-
-  #leftOut(event: LegacyTailEvent): void {
-    if (this.#withoutXsave === undefined) return;
-    const size = (this.#header?.xsaveSize ?? 0) - LEGACY_XSAVE_HEAD_SIZE;
-    const message = `vcpu ${this.#withoutXsave} has no xsave area before it, of ${size} bytes as announced: Xen's receivers and its converter misread the rest`;
-    this.#withoutXsave = undefined;
-    const place = { offset: event.offset, record: event.part };
-    this.#context.findings.warning(StreamErrorCode.MISSING, place, message);
   }
 
   #shared(event: LegacyTailEvent): void {

@@ -35,6 +35,11 @@ export class XendReader extends ReaderBase {
     return this.#legacy?.checkpoints ?? 0;
   }
 
+  /** Zeros behind them. */
+  get padding(): number {
+    return this.#legacy?.padding ?? 0;
+  }
+
   get atBoundary(): boolean {
     return this.#legacy?.atBoundary ?? (this.#fixed === undefined && this.#collector.have === 0);
   }

@@ -12,7 +12,7 @@ import { decodeXlFixedHeader, decodeXlHeader, XL_HEADER } from './header.js';
 
 export interface XlReaderOptions extends LibxlReaderOptions {
   /** Reads legacy images too. By default they are refused: a receiver of v2 streams has no use for them. */
-  readonly legacy?: boolean | Pick<LegacyReaderOptions, 'guest' | 'wordSize'> | undefined;
+  readonly legacy?: boolean | Pick<LegacyReaderOptions, 'guest' | 'wordSize' | 'skipQemu'> | undefined;
 }
 
 /**
@@ -52,6 +52,11 @@ export class XlReader extends ReaderBase {
   /** Complete checkpoints of a legacy image; undefined otherwise. */
   get checkpoints(): number | undefined {
     return this.#inner instanceof LegacyReader ? this.#inner.checkpoints : undefined;
+  }
+
+  /** Zeros behind them. */
+  get padding(): number {
+    return this.#inner instanceof LegacyReader ? this.#inner.padding : 0;
   }
 
   get atBoundary(): boolean {

@@ -161,6 +161,21 @@ describe('files', () => {
     expect(whole.toString('latin1', bare.length, bare.length + 21)).toBe('DeviceModelRecord0002');
   });
 
+  it('--skip-qemu does not look for it', async () => {
+    const end =
+      hvm.length -
+      W.qemuPieces({ signature: 'DeviceModelRecord0002' }).reduce((n, p) => n + p.bytes.length, 0);
+    const expected = await converted(hvm, { output: 'libxc', skipQemu: true });
+    for (const image of [hvm.subarray(0, end), W.cat(hvm.subarray(0, end), W.text('another signature'))]) {
+      fs.writeFileSync(at('in'), image);
+      const argv = ['-i', at('in'), '-o', at('out'), '-w', '64', '-g', 'hvm'];
+      expect(await inside([...argv, '--skip-qemu'])).toEqual({ code: 0, lines: [], logged: [], out: '' });
+      expect(fs.readFileSync(at('out')).equals(expected)).toBe(true);
+      expect((await inside(argv)).code).toBe(1);
+      expect((await inside([...argv, '-f', 'libxl', '--skip-qemu'])).code).toBe(1);
+    }
+  });
+
   it('-v tells what it was', async () => {
     fs.writeFileSync(at('in'), hvm);
     const { code, lines } = await inside(['-v', ...libxl(at('in'), at('out'))]);

@@ -177,24 +177,6 @@ describe('vcpus of a PV guest', () => {
     ]);
   });
 
-  it('whose xsave area was announced and left out', () => {
-    const blocks = [W.block.vcpu(), W.block.xcnt()];
-    const spec: W.ImageSpec = {
-      ...pv(W.vcpuInfo(), W.lastCheckpoint),
-      blocks,
-      vcpus: [0, 1, 2],
-      tail: { withoutXsave: [0, 2] },
-    };
-    expect(parts(spec)).toEqual([
-      ['unmapped pfns', undefined],
-      ['vcpu context', 0],
-      ['vcpu context', 1],
-      ['vcpu xsave', 1],
-      ['vcpu context', 2],
-      ['shared info', undefined],
-    ]);
-  });
-
   it('the list of the checkpoint before holds where none comes', () => {
     const vcpus = [0, 2];
     const spec: W.ImageSpec = {
@@ -244,6 +226,29 @@ describe('Remus', () => {
     const closed = W.legacyImage({ guest: 'pv64', rounds: [last, round] });
     const first = W.legacyImage({ guest: 'pv64', rounds: [last] });
     expect(feed(closed)).toMatchObject({ checkpoints: 1, done: true, left: closed.length - first.length });
+  });
+
+  describe('zeros behind a checkpoint are no other one', () => {
+    const round: W.Round = { body: [W.tsc(), W.vcpuInfo()] };
+    const remus: W.Round = { ...round, tail: { qemu: { signature: 'RemusDeviceModelState' } } };
+    const specs: W.ImageSpec[] = [
+      { guest: 'pv64', rounds: [round] },
+      { guest: 'pv32', word: 4, rounds: [round, round] },
+      { guest: 'hvm', rounds: [remus] },
+    ];
+    it.each(specs)('$guest', (spec) => {
+      const image = W.legacyImage(spec);
+      const bare = feed(image);
+      for (const n of [4, 5, 4096, 16 << 10, (64 << 10) + 7]) {
+        for (const size of [1, 333, Infinity]) {
+          const padded = feed(W.cat(image, new Uint8Array(n)), {}, () => size);
+          expect(padded).toEqual({ ...bare, done: true });
+        }
+      }
+      const other = W.cat(image, new Uint8Array(5000), Uint8Array.of(1), new Uint8Array(9000));
+      const error = `MISSING END.id @${image.length}`;
+      expect(feed(other)).toMatchObject({ error, checkpoints: bare.checkpoints });
+    });
   });
 });
 
@@ -400,6 +405,29 @@ describe('refused', () => {
       'unmapped',
     ),
   };
+
+  describe('an xsave area of another size than announced', () => {
+    const blocks = [block.vcpu(), block.xcnt()];
+    const spec: W.ImageSpec = { ...pv(W.vcpuInfo(), W.lastCheckpoint), blocks, vcpus: [0, 1] };
+    const sizes = [0n, 15n, 16n, 0x34fn, 0x351n, 0x360n, 1n << 20n, 0x100_0000_0350n, (1n << 64n) - 1n];
+    it.each(sizes)('%d bytes', (size) => {
+      for (const vcpu of [0, 1]) {
+        const at = offsetOf(spec, `vcpu ${vcpu}: xsave head`, 8);
+        const image = W.legacyImage(spec);
+        image.set(W.w64(size), at);
+        expect(feed(image).error).toBe(`FIELD vcpu xsave.size @${at}`);
+        expect(feed(image, {}, () => 1).error).toBe(`FIELD vcpu xsave.size @${at}`);
+      }
+    });
+
+    it('none at all', () => {
+      const place = (name: string): string => `FIELD vcpu xsave.size @${offsetOf(spec, name, 8)}`;
+      const without = (vcpu: number): Uint8Array =>
+        W.legacyImage({ ...spec, tail: { withoutXsave: [vcpu] } });
+      expect(feed(without(0)).error).toBe(place('vcpu 0: xsave head'));
+      expect(feed(without(1)).error).toBe(place('vcpu 1: xsave head'));
+    });
+  });
 
   it.each(Object.entries(cases))('%s', (_what, [bytes, error]) => {
     expect(feed(bytes).error).toBe(error);
