@@ -1,7 +1,7 @@
 /**
  * `node bridge.js HOST:PORT [--cut-after OCTETS | --cut-after-answer OCTETS]`: carries standard input to a TCP server and
  * its answers to standard output, as ssh would: `xl migrate -s '' NAME 'node …/bridge.js 10.17.0.2:5000'`. When as many
- * octets have gone to the server, or have come from it, it cuts the cable between both hosts (dom0/cable), prints
+ * octets have gone to the server, or when more have come from it, it cuts the cable between both hosts (dom0/cable), prints
  * `bridge: cut after N` on standard error, and goes on: no more than that many come through.
  */
 import { execFile } from 'node:child_process';
@@ -17,8 +17,14 @@ const { values, positionals } = parseArgs({
 const [host, port] = positionals[0]?.split(':') ?? [];
 const socket = net.connect({ host, port: Number(port), allowHalfOpen: true, noDelay: true });
 
+/** @param {string | undefined} limit */
+async function cut(limit) {
+  await promisify(execFile)('/xen-host/cable', ['cut']);
+  console.error(`bridge: cut after ${limit}`);
+}
+
 /** @param {string | undefined} limit octets after which it cuts */
-function counter(limit) {
+function toServer(limit) {
   let left = limit === undefined ? Infinity : Number(limit);
   return new Transform({
     highWaterMark: 65536,
@@ -30,9 +36,29 @@ function counter(limit) {
       left = Infinity;
       // These shall come through; a cable cannot tell which octets it has carried.
       this.push(chunk.subarray(0, before));
-      await promisify(execFile)('/xen-host/cable', ['cut']);
-      console.error(`bridge: cut after ${limit}`);
+      await cut(limit);
       done(null, chunk.subarray(before));
+    },
+  });
+}
+
+/**
+ * It cuts only when the server says more: by then all has arrived there to which that is the answer. What has come here
+ * before the cable was cut is lost as well.
+ *
+ * @param {string | undefined} limit octets of answers that come through
+ */
+function fromServer(limit) {
+  let left = limit === undefined ? Infinity : Number(limit);
+  return new Transform({
+    /** @param {Buffer} chunk */
+    async transform(chunk, _encoding, done) {
+      const before = Math.min(left, chunk.length);
+      left -= before;
+      if (before === chunk.length) return void done(null, chunk);
+      this.push(chunk.subarray(0, before));
+      // Nothing is taken from here on.
+      await cut(limit);
     },
   });
 }
@@ -42,6 +68,6 @@ const failed = (error) => {
   console.error(`bridge: ${error.message}`);
   process.exit(1);
 };
-pipeline(process.stdin, counter(values['cut-after']), socket).catch(failed);
+pipeline(process.stdin, toServer(values['cut-after']), socket).catch(failed);
 // As ssh it ends with the other end, whether it has sent everything or not.
-pipeline(socket, counter(values['cut-after-answer']), process.stdout).then(() => process.exit(0), failed);
+pipeline(socket, fromServer(values['cut-after-answer']), process.stdout).then(() => process.exit(0), failed);

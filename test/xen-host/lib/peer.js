@@ -1,5 +1,6 @@
 /** The other of two joined hosts, and the cable between them. The scenario runs at the first; machine/pair.js. */
 import fs from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { converse } from '../machine/agent.js';
 import { Guest } from './guest.js';
 import { Host } from './host.js';
@@ -96,6 +97,24 @@ export class Link {
   async restore() {
     await this.t.run(['/xen-host/cable', 'restore']);
     this.#whole = true;
+  }
+
+  /**
+   * Waits until somebody else has cut it (bridge.js).
+   *
+   * @param {Promise<import('./process.js').Outcome>} job that is to do so before it ends
+   */
+  async lost(job) {
+    let over = false;
+    const ended = job.then((told) => {
+      over = true;
+      return told;
+    });
+    while (fs.readFileSync('/sys/class/net/cable/carrier', 'utf8').trim() !== '0') {
+      if (over) throw new Error(`ended, and the cable is whole: ${(await ended).stderr}`);
+      await Promise.race([ended, sleep(50)]);
+    }
+    this.#whole = false;
   }
 
   get whole() {

@@ -4,7 +4,7 @@
  * other.
  */
 import assert from 'node:assert/strict';
-import path from 'node:path';
+import { hop, named, program, tls } from '../lib/moves.js';
 import { ssh } from '../lib/ssh.js';
 
 /**
@@ -13,41 +13,8 @@ import { ssh } from '../lib/ssh.js';
  * @typedef {import('../lib/host.js').Host} Host
  */
 
-const certs = path.join(import.meta.dirname, '../../certs');
-
 /** What stands for ssh to a host where a command is served; faster here than bridge.js. @param {Host} host @param {number} port */
 const way = (host, port) => `nc ${host.address} ${port}`;
-
-/** @param {string} name */
-const tls = (name) => [
-  ...['--tls-cert', `${certs}/${name}.crt`],
-  ...['--tls-key', `${certs}/${name}.key`],
-  ...['--tls-ca', `${certs}/ca.crt`],
-];
-
-/** Domains that bear the guest's name, or half of it. @param {Host} host @param {Guest} guest */
-async function names(host, guest) {
-  const all = (await host.domains()).map(({ name }) => name);
-  return all.filter((name) => name === guest.name || name.startsWith(`${guest.name}--`));
-}
-
-/**
- * A migration, and that the guest is the same one afterwards and at the other host alone.
- *
- * @param {Guest} from the guest where it is
- * @param {Guest} to the guest where it goes
- * @param {() => Promise<unknown>} move
- */
-async function hop(from, to, move) {
-  const before = from.lastTick() ?? Infinity;
-  const mark = to.mark();
-  await move();
-  assert.deepEqual(await names(from.t, from), []);
-  assert.deepEqual(await names(to.t, to), [to.name]);
-  await to.goesOn(mark);
-  const now = to.lastTick() ?? 0;
-  if (now <= before) throw new Error(`tick ${now} after tick ${before} at the other host: another life`);
-}
 
 /**
  * @param {Context} t
@@ -56,9 +23,8 @@ async function hop(from, to, move) {
  */
 async function roundAndOver(t, guest, options = []) {
   const there = t.peer.guest(guest);
-  const program = ['node', t.bin('xen-migrate')];
 
-  const serving = await t.peer.serve(5000, [...program, 'receive', '--stdio', '--protocol', 'xl']);
+  const serving = await t.peer.serve(5000, [...program(t), 'receive', '--stdio', '--protocol', 'xl']);
   await hop(guest, there, async () => {
     const { seconds } = await t.xl(['migrate', '-s', '', guest.name, way(t.peer, 5000)]);
     t.measure(`${guest.type}: xl to us, s`, seconds);
@@ -69,7 +35,7 @@ async function roundAndOver(t, guest, options = []) {
 
   const stock = await t.serve(5000, ['xl', 'migrate-receive']);
   await hop(there, guest, async () => {
-    const moved = await t.peer.run([...program, 'migrate', guest.name, `exec:${way(t, 5000)}`, '--json']);
+    const moved = await t.peer.run([...program(t), 'migrate', guest.name, `exec:${way(t, 5000)}`, '--json']);
     t.measure(`${guest.type}: us to xl, s`, moved.seconds);
     assert.equal(JSON.parse(moved.stdout).peerSoftware, 'xl');
     await stock.waitFor(/^serve: 1 ended 0$/m);
@@ -77,12 +43,19 @@ async function roundAndOver(t, guest, options = []) {
   await stock.stop();
 
   const listen = ['--listen', `tls://${t.peer.address}:5000`, '--tls-allow', 'a.example', '--once', '--json'];
-  const receiver = t.peer.start([...program, 'receive', ...listen, ...tls('server')]);
+  const receiver = t.peer.start([...program(t), 'receive', ...listen, ...tls('server')]);
   await receiver.waitFor(/"event":"listening"/);
   await hop(guest, there, async () => {
     const address = `tls://${t.peer.address}:5000`;
-    const named = ['--tls-name', 'receiver.example', ...tls('client')];
-    const moved = await t.run([...program, 'migrate', guest.name, address, ...named, ...options, '--json']);
+    const moved = await t.run([
+      ...program(t),
+      'migrate',
+      guest.name,
+      address,
+      ...named,
+      ...options,
+      '--json',
+    ]);
     t.measure(`${guest.type}: us to us over TLS, s`, moved.seconds);
     const { downtime } = JSON.parse(moved.stdout);
     t.measure(`${guest.type}: us to us over TLS, downtime, ms`, downtime.total);
@@ -92,7 +65,7 @@ async function roundAndOver(t, guest, options = []) {
   });
   // Nothing is left to be put right.
   for (const host of [t, t.peer]) {
-    const { stdout } = await host.run([...program, 'recover']);
+    const { stdout } = await host.run([...program(t), 'recover']);
     assert.equal(stdout, 'nothing was left behind\n');
   }
 }
@@ -105,7 +78,6 @@ async function roundAndOver(t, guest, options = []) {
  */
 async function overSsh(t, guest) {
   const there = t.peer.guest(guest);
-  const program = ['node', t.bin('xen-migrate')];
   const [to, back] = [await ssh(t, t.peer), await ssh(t, t)];
 
   await hop(guest, there, async () => {
@@ -116,7 +88,7 @@ async function overSsh(t, guest) {
 
   await hop(there, guest, async () => {
     const moved = await t.peer.run(
-      [...program, 'migrate', guest.name, `ssh://root@${t.hostname}`, '--json'],
+      [...program(t), 'migrate', guest.name, `ssh://root@${t.hostname}`, '--json'],
       { env: { XEN_MIGRATE_SSH: back } },
     );
     t.measure(`${guest.type}: us to xl over ssh, s`, moved.seconds);
@@ -126,7 +98,7 @@ async function overSsh(t, guest) {
   await hop(guest, there, async () => {
     const options = ['--ssh', to, '--remote-command', 'xen-migrate receive --stdio', '--json'];
     const address = `ssh://${t.peer.address}:22`;
-    const moved = await t.run([...program, 'migrate', guest.name, address, ...options]);
+    const moved = await t.run([...program(t), 'migrate', guest.name, address, ...options]);
     t.measure(`${guest.type}: us to us over ssh, s`, moved.seconds);
     assert.match(JSON.parse(moved.stdout).peerSoftware, /^xen-migration\//);
   });

@@ -1,15 +1,5 @@
 /** Two hosts: a real guest moves over a real network by stock xl alone, and stays where it is when the cable is cut. */
-import path from 'node:path';
-
-const bridge = path.join(import.meta.dirname, '../lib/bridge.js');
-
-/**
- * @param {import('../lib/context.js').Context} t
- * @param {number} port
- * @param {string[]} [options] of the bridge
- * @returns {string} what stands for `ssh … xl migrate-receive`
- */
-const way = (t, port, options = []) => ['node', bridge, `${t.peer.address}:${port}`, ...options].join(' ');
+import { breakBridge, bridgeTo } from '../lib/moves.js';
 
 /** @type {import('../lib/scenarios.js').Scenario[]} */
 export const scenarios = [
@@ -22,7 +12,7 @@ export const scenarios = [
       await t.peer.serve(5000, ['xl', 'migrate-receive']);
       const before = guest.lastTick() ?? Infinity;
       const mark = there.mark();
-      const moved = await t.xl(['migrate', '-s', '', guest.name, way(t, 5000)]);
+      const moved = await t.xl(['migrate', '-s', '', guest.name, bridgeTo(t.peer, 5000)]);
       t.measure('xl migrate, s', moved.seconds);
       if (await guest.exists()) throw new Error('the guest is still here');
       await there.goesOn(mark);
@@ -37,11 +27,18 @@ export const scenarios = [
       const guest = await t.guest('pvh', { dirty: 2 });
       const serving = await t.peer.serve(5000, ['xl', 'migrate-receive']);
       const half = String(40 * 2 ** 20);
-      const moving = t.start(['xl', 'migrate', '-s', '', guest.name, way(t, 5000, ['--cut-after', half])]);
+      const moving = t.start([
+        'xl',
+        'migrate',
+        '-s',
+        '',
+        guest.name,
+        bridgeTo(t.peer, 5000, ['--cut-after', half]),
+      ]);
       await moving.waitFor(/^bridge: cut after/m, { seconds: 300 });
 
       // What carries the stream here gives up, as ssh does after a while; the other host is not told.
-      await t.run(['pkill', '-f', '^node .*bridge[.]js']);
+      await breakBridge(t);
       const { code, stderr } = await moving.ended;
       if (code === 0) throw new Error(`xl migrate succeeded: ${stderr}`);
       await guest.goesOn();
