@@ -122,7 +122,7 @@ describe('a guest that was handed over', () => {
     const receiver = testIo({ openXen: there.openXen });
     const stop = new AbortController();
     const ended = run(['receive', '--listen', path.join(dir, 'socket')], receiver, stop.signal);
-    await expect.poll(() => receiver.stdout.text, { timeout: 20_000 }).toContain('listening');
+    await expect.poll(() => receiver.stdout.text).toContain('listening');
     const { code, out } = await xm('recover', '--json');
     expect(code).toBe(0);
     expect(JSON.parse(out)).toMatchObject([
