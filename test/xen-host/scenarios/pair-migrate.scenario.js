@@ -110,7 +110,7 @@ export const scenarios = [
     name: 'pvh: xl migrate to us, us back to xl migrate-receive, and us to us over TLS',
     pair: true,
     async run(t) {
-      await roundAndOver(t, await t.guest('pvh', { memory: 80, fill: 16 }));
+      await roundAndOver(t, await t.guest('pvh', { memory: 96, fill: 16 }));
     },
   },
   {
@@ -125,7 +125,7 @@ export const scenarios = [
     name: 'pvh: over ssh: xl migrate to us, us back to xl migrate-receive, and us to us',
     pair: true,
     async run(t) {
-      await overSsh(t, await t.guest('pvh', { memory: 80, fill: 16 }));
+      await overSsh(t, await t.guest('pvh', { memory: 96, fill: 16 }));
     },
   },
 ];
